@@ -1,0 +1,1 @@
+"""ditpress: make pretrained Diffusion Transformers small and fast after training."""
