@@ -126,7 +126,7 @@ def build_model(tokenizer: CLIPTokenizer) -> CLIPModel:
 def contrastive_loss(
     image: torch.Tensor, text: torch.Tensor, same: torch.Tensor, scale: torch.Tensor
 ) -> torch.Tensor:
-    """Symmetric cross entropy with equal weight on all positives; ``image``, ``text`` [n, d], ``same`` [n, n]."""
+    """Symmetric cross entropy, equal weight on all positives; ``image``, ``text`` [n, d], ``same`` [n, n]."""
     logits = scale.exp() * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
     target = same / same.sum(1, keepdim=True)
     return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
@@ -205,10 +205,8 @@ def main() -> None:
             with torch.no_grad():
                 model.logit_scale.clamp_(max=float(np.log(100)))  # as in CLIP, section 2.5
             if b % 20 == 0:
-                print(
-                    f"epoch {epoch} batch {b}/{batches} loss {loss.item():.3f} {time.perf_counter() - started:.0f} s",
-                    flush=True,
-                )
+                seconds = time.perf_counter() - started
+                print(f"epoch {epoch} batch {b}/{batches} loss {loss.item():.3f} {seconds:.0f} s", flush=True)
 
     model = model.eval().half()
     model.save_pretrained(args.out)
