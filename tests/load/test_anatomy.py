@@ -58,7 +58,9 @@ def test_every_fold_leaves_the_output_unchanged(family: str) -> None:
         fold(model, group, s)
         assert not torch.equal(changed, model.get_submodule(group.linears[0]).weight)
         after = model(**inputs)[0]
-        torch.testing.assert_close(after, before, rtol=1e-9, atol=1e-9, msg=lambda text, g=group: f"{g}: {text}")
+        torch.testing.assert_close(
+            after, before, rtol=1e-9, atol=1e-9, msg=lambda text, g=group: f"{g}: {text}"
+        )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -89,7 +91,13 @@ def test_roles_of_a_dit_count_up() -> None:
     model = tiny_dit()
     counts = Counter(anatomy_of(model).linears(model).values())
     assert counts[Role.QKV] == 2 * 3
-    assert counts[Role.ATTENTION_OUT] == counts[Role.MLP_IN] == counts[Role.MLP_OUT] == counts[Role.MODULATION] == 2
+    assert (
+        counts[Role.ATTENTION_OUT]
+        == counts[Role.MLP_IN]
+        == counts[Role.MLP_OUT]
+        == counts[Role.MODULATION]
+        == 2
+    )
     assert counts[Role.EMBEDDER] == 2 * 2
     assert counts[Role.FINAL] == 2
 
@@ -131,5 +139,7 @@ def test_different_embedders_stay_apart() -> None:
 
 
 def test_an_unknown_model_is_refused_by_name() -> None:
-    with pytest.raises(InputError, match="Linear: not a DiT family we know, expected one of DiTTransformer2DModel"):
+    with pytest.raises(
+        InputError, match="Linear: not a DiT family we know, expected one of DiTTransformer2DModel"
+    ):
         anatomy_of(nn.Linear(2, 2))

@@ -74,7 +74,9 @@ def test_no_guidance_does_not_double_the_batch() -> None:
     pipeline = tiny_pipeline()
     sizes: list[tuple[int, list[int]]] = []
     pipeline.transformer.register_forward_pre_hook(
-        lambda module, args, kwargs: sizes.append((len(kwargs["hidden_states"]), kwargs["class_labels"].tolist())),
+        lambda module, args, kwargs: sizes.append(
+            (len(kwargs["hidden_states"]), kwargs["class_labels"].tolist())
+        ),
         with_kwargs=True,
     )
     denoiser = load_denoiser(pipeline)
@@ -125,7 +127,9 @@ def test_latents_without_a_vae_are_their_first_channels() -> None:
     pipeline.set_progress_bar_config(disable=True)
 
     def draw(kind: str) -> torch.Tensor:
-        return pipeline([1], num_inference_steps=3, generator=torch.Generator().manual_seed(0), output_type=kind)[0]
+        return pipeline(
+            [1], num_inference_steps=3, generator=torch.Generator().manual_seed(0), output_type=kind
+        )[0]
 
     latents = draw("latent")
     assert latents.shape == (1, 4, 8, 8)
@@ -133,7 +137,9 @@ def test_latents_without_a_vae_are_their_first_channels() -> None:
 
 
 def test_a_dit_pipeline_folder_loads_and_samples_through_diffusers_class(tmp_path: Path) -> None:
-    DiTPipeline(transformer=latent_model(), vae=tiny_vae(), scheduler=DDIMScheduler()).save_pretrained(tmp_path)
+    DiTPipeline(transformer=latent_model(), vae=tiny_vae(), scheduler=DDIMScheduler()).save_pretrained(
+        tmp_path
+    )
     denoiser = load_denoiser(str(tmp_path))
     assert type(denoiser.pipeline) is DiTPipeline
     assert denoiser.default_steps == 50
@@ -142,7 +148,9 @@ def test_a_dit_pipeline_folder_loads_and_samples_through_diffusers_class(tmp_pat
 
 
 def test_a_dit_pipeline_of_other_class_count_gets_our_null_class(tmp_path: Path) -> None:
-    DiTPipeline(transformer=latent_model(7), vae=tiny_vae(), scheduler=DDIMScheduler()).save_pretrained(tmp_path)
+    DiTPipeline(transformer=latent_model(7), vae=tiny_vae(), scheduler=DDIMScheduler()).save_pretrained(
+        tmp_path
+    )
     denoiser = load_denoiser(str(tmp_path))
     assert type(denoiser.pipeline) is LatentDiTPipeline
     assert denoiser.sample([0], steps=1).shape == (1, 3, 16, 16)
@@ -170,11 +178,15 @@ def test_output_types_agree() -> None:
     pipeline.set_progress_bar_config(disable=True)
 
     def draw(kind: str):  # noqa: ANN202
-        return pipeline([2], num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type=kind)[0]
+        return pipeline(
+            [2], num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type=kind
+        )[0]
 
     tensor = draw("pt")
     np.testing.assert_array_equal(draw("np"), tensor.permute(0, 2, 3, 1).numpy())
-    np.testing.assert_array_equal(np.asarray(draw("pil")[0]), np.round(tensor[0, 0].numpy() * 255).astype(np.uint8))
+    np.testing.assert_array_equal(
+        np.asarray(draw("pil")[0]), np.round(tensor[0, 0].numpy() * 255).astype(np.uint8)
+    )
 
 
 def test_conditions_are_the_classes_in_turn() -> None:
