@@ -218,11 +218,12 @@ def test_large_weights_are_not_taken_for_infinite(folder: Path) -> None:
     load_transformer(folder)
 
 
-def test_weights_of_another_model(folder: Path) -> None:
+def test_weights_of_another_model(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     state = load_file(folder / WEIGHTS)
     tensor = state.pop("proj_out_2.bias")
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     assert "1 missing keys such as proj_out_2.bias" in refused(folder)
+    assert capfd.readouterr() == ("", "")  # the one line is all
     save_file(
         state | {"proj_out_2.bias": tensor, "extra": tensor.clone()},
         folder / WEIGHTS,
