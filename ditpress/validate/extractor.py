@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPModel, CLIPProcessor
 
@@ -44,14 +45,21 @@ class FeatureExtractor:
         self.name = self.folder.name
         self.sha256 = _weights_sha256(self.folder)
         try:
-            model = CLIPModel.from_pretrained(self.folder, use_safetensors=True, local_files_only=True)
+            model, loading = CLIPModel.from_pretrained(
+                self.folder, use_safetensors=True, local_files_only=True, output_loading_info=True
+            )
             processor = CLIPProcessor.from_pretrained(self.folder, local_files_only=True)
-        except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(
                 f"extractor {self.folder}: cannot load it as a CLIP model ({reason}); "
                 "expected a folder of CLIPModel.save_pretrained and CLIPProcessor.save_pretrained"
             ) from error
+        if loading["missing_keys"]:  # transformers would go on with random weights
+            raise InputError(
+                f"extractor {self.folder}: {len(loading['missing_keys'])} weights of a CLIPModel are missing, "
+                f"such as {min(loading['missing_keys'])}; save the whole model with save_pretrained"
+            )
         self.device = torch.device(device)
         self.model = model.float().eval().requires_grad_(False).to(self.device)
         self.tokenizer = processor.tokenizer
