@@ -55,18 +55,20 @@ class FeatureExtractor:
                 f"extractor {self.folder}: cannot load it as a CLIP model ({reason}); "
                 "expected a folder of CLIPModel.save_pretrained and CLIPProcessor.save_pretrained"
             ) from error
-        if loading["missing_keys"]:  # transformers would go on with random weights
+        if missing := loading["missing_keys"]:  # transformers would go on with random weights
             raise InputError(
-                f"extractor {self.folder}: {len(loading['missing_keys'])} weights of a CLIPModel are missing, "
-                f"such as {min(loading['missing_keys'])}; save the whole model with save_pretrained"
+                f"extractor {self.folder}: {len(missing)} weights of a CLIPModel are missing, "
+                f"such as {min(missing)}; save the whole model with save_pretrained"
             )
         self.device = torch.device(device)
         self.model = model.float().eval().requires_grad_(False).to(self.device)
         self.tokenizer = processor.tokenizer
         self.num_features: int = model.config.projection_dim
         self._geometry = _Geometry(processor.image_processor)
-        self._mean = torch.tensor(processor.image_processor.image_mean, device=self.device).view(1, 3, 1, 1)
-        self._std = torch.tensor(processor.image_processor.image_std, device=self.device).view(1, 3, 1, 1)
+        self._mean, self._std = (
+            torch.tensor(values, device=self.device).view(1, 3, 1, 1)
+            for values in (processor.image_processor.image_mean, processor.image_processor.image_std)
+        )
 
     @torch.inference_mode()
     def features(

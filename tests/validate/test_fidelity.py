@@ -59,8 +59,8 @@ def test_kid_of_large_sets_averages_over_subsets(monkeypatch: pytest.MonkeyPatch
     generator = torch.Generator().manual_seed(7)
     scores = []
     for _ in range(4):
-        x = a[torch.randperm(30, generator=generator)[:12]]
         y = b[torch.randperm(25, generator=generator)[:12]]
+        x = a[torch.randperm(30, generator=generator)[:12]]
         scores.append(unbiased_mmd(x.double().numpy(), y.double().numpy()))
     assert fidelity.kid(a, b, seed=7) == pytest.approx(np.mean(scores), rel=1e-9)
 

@@ -5,6 +5,7 @@ import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -71,12 +72,12 @@ def pictures(count: int = 12) -> Pictures:
     return Pictures(original, (original + 0.05).clamp(0, 1), captions)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def report() -> Report:
     return parse_report(example())
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def page(report: Report) -> str:
     return render_html(
         report, recipe_yaml="name: w4a8\nalpha: 0.5 # <b>\n", details=details(), pictures=pictures()
@@ -139,11 +140,7 @@ def test_page_holds_every_figure(page: str, text: str) -> None:
 
 
 def test_worse_and_better_are_said_in_words(page: str) -> None:
-    rows = re.findall(r"<tr><th scope=\"row\">(.*?) <span.*?</tr>", page)
-    verdicts = {
-        label: re.search(rf"{re.escape(label)} <span.*?</tr>", page)[0] for label in rows if "real" in label
-    }  # type: ignore[index]
-    assert "worse" in verdicts["FID to real images"]
+    assert re.search(r"FID to real images <span.*?worse.*?</tr>", page)
     assert re.search(r"Model on disk <span.*?better.*?</tr>", page)
     assert re.search(r"CLIP score <span.*?worse.*?</tr>", page)
 
@@ -169,7 +166,7 @@ def test_pictures_are_those_given(page: str) -> None:
     factor = image.width // 28
     small = image.resize((28, 28), Image.Resampling.NEAREST)
     assert factor >= 2
-    assert list(small.getdata()) == expected.flatten().tolist()
+    assert np.array(small).tolist() == expected.tolist()
     assert "Difference × 16" in page  # 0.05 · 16 = 0.8 still fits into the range
 
 
@@ -206,11 +203,11 @@ def test_grid_dimensions(count: int, columns: int, bands: int) -> None:
 
 def test_grid_holds_the_images_where_the_labels_say(tmp_path: Path) -> None:
     original = torch.stack([torch.full((1, 28, 28), v) for v in (0.2, 0.6)])
-    save_grid(tmp_path / "samples.png", original, original + 0.1, captions=["a", "b " * 90])
+    save_grid(tmp_path / "samples.png", original, original + 0.08, captions=["a", "b " * 90])
     grid = Image.open(tmp_path / "samples.png")
     x, y = 128 + 118 + 56, 16 + 32 + 56  # the middle of the second column's first picture
     levels = [grid.getpixel((x, y + row * 118)) for row in range(3)]
-    assert levels == [(153,) * 3, (178,) * 3, (204,) * 3]  # 0.6, 0.7 and 0.1 amplified 8 times
+    assert levels == [(153,) * 3, (173,) * 3, (163,) * 3]  # 0.6, 0.68 and 0.08 amplified 8 times
 
 
 def test_large_images_are_shown_smaller() -> None:
