@@ -1,13 +1,14 @@
 """Export a denoising transformer to ONNX.
 
-Always in two steps, ``torch.export`` with a dynamic batch and then ``torch.onnx``: the one-step form falls back
-silently to captures with a fixed batch. The file is written to a temporary folder, compared with PyTorch at two
-batch sizes, and only then moved into place.
+Always in two steps, ``torch.export`` with a dynamic batch and then ``torch.onnx``: the one-step form falls
+back silently to captures with a fixed batch. The file is written to a temporary folder, compared with PyTorch
+at two batch sizes, and only then moved into place.
 """
 
 from __future__ import annotations
 
 import errno
+import inspect
 import json
 import os
 import shutil
@@ -24,11 +25,11 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 import onnxscript
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import ditpress.kernels.qlinear  # noqa: F401  (declares torch.ops.ditpress.qlinear)
 from ditpress.errors import InputError, StageError
-from ditpress.export.fixes import name_batch, repair, simplify, store_once, strip_metadata
+from ditpress.export.fixes import name_batch, repair, simplify, strip_metadata
 from ditpress.export.functions import DOMAIN, KINDS, OPSET, Kind, attach_functions
 from ditpress.export.inputs import OUTPUT_NAME, Keywords, RecordedCall, Signature
 from ditpress.export.parity import Parity, compare
@@ -59,10 +60,10 @@ def export_onnx(
     Args:
         denoiser: its transformer is exported, quantized layers as ``ditpress`` nodes.
         folder: created where missing; an older ``transformer`` in it is replaced at the end, never before.
-        calls: recorded calls of the transformer, for its inputs and for the comparison with PyTorch. None: two
-            calls are recorded from a short sampling run of the denoiser itself.
-        target: "ditpress" keeps our nodes, each with its model-local function; "portable" writes the functions
-            out, so that the file holds standard and contrib operators only.
+        calls: recorded calls of the transformer, for its inputs and for the comparison with PyTorch. None:
+            two calls are recorded from a short sampling run of the denoiser itself.
+        target: "ditpress" keeps our nodes, each with its model-local function; "portable" writes the
+            functions out, so that the file holds standard and contrib operators only.
         external_data_bytes: total of weights above which they go into ``model.onnx.data``.
 
     Returns:
@@ -154,12 +155,7 @@ def build_model(
     repair(model)
     attach_functions(model)
     if target == "portable":
-        passes.InlinePass()(model)
-        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-        store_once(model)
-        passes.CommonSubexpressionEliminationPass()(model)
-        passes.RemoveUnusedNodesPass()(model)
-        passes.RemoveUnusedOpsetsPass()(model)
+        simplify(model)  # inlines the functions and folds their shape arithmetic
     name_batch(model, signature.batched)
     passes.NameFixPass()(model)
     strip_metadata(model)
@@ -170,7 +166,7 @@ def build_model(
 def record_kwargs(denoiser: Denoiser, steps: int = 2) -> list[dict[str, Any]]:
     """Keyword arguments with which the pipeline itself calls its transformer, drawn from noise."""
     recorded: list[dict[str, Any]] = []
-    names = list(_parameters(denoiser.transformer))
+    names = list(inspect.signature(denoiser.transformer.forward).parameters)
 
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         recorded.append({**dict(zip(names, args, strict=False)), **kwargs})
@@ -181,12 +177,6 @@ def record_kwargs(denoiser: Denoiser, steps: int = 2) -> list[dict[str, Any]]:
     finally:
         handle.remove()
     return recorded
-
-
-def _parameters(transformer: nn.Module) -> Iterator[str]:
-    import inspect
-
-    yield from inspect.signature(transformer.forward).parameters
 
 
 def _schema(kind: Kind) -> onnx.defs.OpSchema:
@@ -221,7 +211,6 @@ _OPS = {
     name: onnxscript.values.Op(onnxscript.values.Opset(DOMAIN, 1), name, _schema(kind))
     for name, kind in KINDS.items()
 }
-_STANDARD = onnxscript.values.Opset("", OPSET)
 
 
 def _translate(x: Any, codes: Any, scale: Any, codebook: Any, bias: Any, activation: str) -> Any:
@@ -285,7 +274,12 @@ def _replaced_when_done(folder: Path) -> Iterator[Path]:
         if folder.exists():
             aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)) / folder.name
             os.replace(folder, aside)
-        os.replace(temporary, folder)
+        try:
+            os.replace(temporary, folder)
+        except OSError:
+            if aside is not None:
+                os.replace(aside, folder)
+            raise
         _sync(folder.parent)
     except OSError as error:
         if error.errno == errno.ENOSPC:
