@@ -56,7 +56,7 @@ def store_once(model: ir.Model) -> None:
             continue
         array = tensor.numpy()
         content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        digest = hashlib.blake2b(content, digest_size=32).digest()
+        digest = hashlib.blake2b(content.data, digest_size=32).digest()
         kept = first.setdefault((tensor.dtype, array.shape, digest), value)
         if kept is not value:
             ir.convenience.replace_all_uses_with(value, kept)
