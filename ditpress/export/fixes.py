@@ -14,6 +14,7 @@ import onnxscript.optimizer
 import torch
 
 from ditpress.errors import StageError
+from ditpress.export.functions import DOMAIN
 
 BATCH = "batch"
 EXPORTER_METADATA = "pkg.torch"
@@ -133,7 +134,8 @@ def strip_metadata(model: ir.Model) -> None:
         StageError: a name or attribute that is part of the graph itself holds a local path.
     """
     passes.ClearMetadataAndDocStringPass()(model)
-    model.metadata_props.clear()
+    for key in [key for key in model.metadata_props if not key.startswith(DOMAIN)]:
+        del model.metadata_props[key]
     model.doc_string = None
     for graph in (model.graph, *model.functions.values()):
         graph.metadata_props.clear()

@@ -270,3 +270,11 @@ def attach_functions(model: ir.Model) -> None:
         if node.op_identifier() not in model.functions:
             model.functions[node.op_identifier()] = ir.from_proto(function_proto(node.op_type, node.overload))
             model.opset_imports[DOMAIN] = 1
+
+
+def name_nodes(model: ir.Model, prefix: str) -> None:
+    """Name every ``ditpress`` node after its module, known from its codes ``<prefix>.<module>.codes``."""
+    for node in model.graph:
+        codes = node.inputs[1] if node.domain == DOMAIN else None
+        if codes is not None and codes.name is not None:
+            node.name = codes.name.removeprefix(f"{prefix}.").removesuffix(".codes")

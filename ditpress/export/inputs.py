@@ -126,6 +126,8 @@ class Keywords(nn.Module):
         signature: names of the tensors and values of the constants.
     """
 
+    MODULE = "transformer"  # its attribute here, so the first part of every name in the graph
+
     def __init__(self, transformer: nn.Module, signature: Signature) -> None:
         super().__init__()
         self.transformer = transformer

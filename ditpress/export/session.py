@@ -88,7 +88,18 @@ def _warn_no_library() -> None:
 
 
 def run_session(session: onnxruntime.InferenceSession, tensors: Mapping[str, Tensor]) -> Tensor:
-    """One run: torch tensors in and out, converted to the input types of the graph, no other copies."""
+    """The first output of :func:`run_session_outputs`."""
+    return next(iter(run_session_outputs(session, tensors).values()))
+
+
+def run_session_outputs(
+    session: onnxruntime.InferenceSession, tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """One run: torch tensors in and out, converted to the input types of the graph, no other copies.
+
+    Raises:
+        InputError: an input is missing.
+    """
     feeds: dict[str, np.ndarray] = {}
     for node in session.get_inputs():
         if node.name not in tensors:
@@ -97,7 +108,8 @@ def run_session(session: onnxruntime.InferenceSession, tensors: Mapping[str, Ten
             )
         tensor = tensors[node.name].detach().to("cpu", _DTYPES[node.type])
         feeds[node.name] = tensor.contiguous().numpy()
-    return torch.from_numpy(session.run(None, feeds)[0])
+    names = [node.name for node in session.get_outputs()]
+    return dict(zip(names, map(torch.from_numpy, session.run(names, feeds)), strict=True))
 
 
 class OnnxTransformer(nn.Module):
