@@ -1,4 +1,4 @@
-"""Piece by piece parity: sees every fault of a piece, and is blind to roundings that fell differently."""
+"""Piece by piece parity sees every fault of a piece, also one that hides in the quantization noise."""
 
 from __future__ import annotations
 
@@ -38,20 +38,6 @@ def test_pieces_show_a_damaged_layer(exported, tmp_path, damaged):
     tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
     onnx.save(proto, tmp_path / "model.onnx")
     assert compare_pieces(tmp_path / "model.onnx", model, make_calls()[0], (2,)) > 1e-4
-
-
-def test_roundings_that_fall_differently_are_no_fault(exported):
-    """An input one part in 10^6 off flips roundings: far above 1e-4 at the end, and no piece is to blame."""
-    path, model = exported()
-    calls = make_calls(batch=16)
-    shifted = [{**call, "hidden_states": call["hidden_states"] * (1 + 1e-4)} for call in calls]
-    with torch.no_grad():
-        apart = max(
-            float((model(**a)[0] - model(**b)[0]).abs().max()) for a, b in zip(calls, shifted, strict=True)
-        )
-    end_to_end = compare(onnx_session(path), model, calls)
-    assert end_to_end.max_abs <= apart + 1e-5
-    assert compare_pieces(path, model, calls[0], (16,)) <= 1e-5
 
 
 def test_what_holds():
