@@ -1,0 +1,1 @@
+"""Low-bit formats and the one op that every compressed linear runs on."""

@@ -1,0 +1,126 @@
+"""Weights in the layout of the C++ kernels, one packed copy per tensor of codes, as long as that lives."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from ditpress.errors import InputError
+from ditpress.kernels.arguments import bits_of, check_weight
+from ditpress.kernels.cpu import isa, last_error, load
+
+
+class PackedWeight:
+    """A weight ``[N, K]`` repacked into panels by the library; freed with this object.
+
+    Args:
+        in_features, codes, scale, codebook, activation: as in ``ditpress::qlinear``, checked,
+            vector length 1, 4 or 8 bits.
+        path: instruction set to pack for and run on, default :func:`ditpress.kernels.cpu.isa`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        codes: Tensor,
+        scale: Tensor,
+        codebook: Tensor,
+        activation: str,
+        path: str | None = None,
+    ) -> None:
+        library = load()
+        if library is None:
+            raise InputError("the C++ kernels were not built: reinstall ditpress with a compiler")
+        self.in_features, self.out_features = in_features, codes.shape[0]
+        codes, scale, codebook = codes.contiguous(), scale.contiguous(), codebook.contiguous()
+        self._library = library
+        self._handle = library.ditpress_weight_create(
+            codes.data_ptr(),
+            self.out_features,
+            in_features,
+            bits_of(codebook),
+            scale.data_ptr(),
+            int(scale.dtype == torch.float16),
+            scale.shape[1],
+            codebook.data_ptr(),
+            int(activation == "int8"),
+            (path or isa()).encode(),
+        )
+        if not self._handle:
+            raise InputError(last_error(library))
+        weakref.finalize(self, library.ditpress_weight_destroy, self._handle)
+
+    def run(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """float32 ``[..., K]`` (checked by the caller) to float32 ``[..., N]``, on torch's threads."""
+        x = x.contiguous()
+        y = torch.empty((*x.shape[:-1], self.out_features), dtype=torch.float32)
+        if bias is not None:
+            bias = bias.contiguous()
+        status = self._library.ditpress_weight_run(
+            self._handle,
+            x.data_ptr(),
+            x.numel() // self.in_features,
+            None if bias is None else bias.data_ptr(),
+            y.data_ptr(),
+            torch.get_num_threads(),
+        )
+        if status:
+            raise InputError(last_error(self._library))
+        return y
+
+    def nbytes(self) -> int:
+        """Memory that the packed copy takes."""
+        return int(self._library.ditpress_weight_bytes(self._handle))
+
+
+@dataclass
+class _Entry:
+    """A packed weight and what it was made of, to see whether it still holds."""
+
+    state: tuple[object, ...]
+    scale: weakref.ref[Tensor]
+    codebook: weakref.ref[Tensor]
+    weight: PackedWeight
+
+
+# codes tensor -> activation -> entry. Keyed weakly by identity: the packed copy dies with the codes.
+_cache: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def packed_weight(
+    in_features: int, codes: Tensor, scale: Tensor, codebook: Tensor, activation: str
+) -> PackedWeight | None:
+    """The packed form of a weight on the CPU, made at its first use and again after an in-place change.
+
+    Returns None for what only the reference computes: vector codebooks, 1 and 2 bits, and everything under
+    ``DITPRESS_ISA=reference``. A change through ``.data`` or numpy does not move torch's version counter and is
+    not seen.
+    """
+    entries: dict[str, _Entry] | None = _cache.get(codes)
+    state = (in_features, _state(codes), _state(scale), _state(codebook))
+    if entries is not None:
+        entry = entries.get(activation)
+        if (
+            entry is not None
+            and entry.state == state
+            and entry.scale() is scale
+            and entry.codebook() is codebook
+        ):
+            return entry.weight
+    check_weight(in_features, codes, scale, codebook, activation)
+    if tuple(codebook.shape) not in ((16, 1), (256, 1)) or isa() == "reference":
+        return None
+    weight = PackedWeight(in_features, codes, scale, codebook, activation)
+    if entries is None:
+        entries = _cache[codes] = {}
+    entries[activation] = _Entry(state, weakref.ref(scale), weakref.ref(codebook), weight)
+    return weight
+
+
+def _state(tensor: Tensor) -> tuple[int, int]:
+    """Changes when the tensor is written in place or given other memory."""
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version

@@ -1,0 +1,139 @@
+"""What is where in a transformer: roles of its linears, foldable groups, shared parts.
+
+Everything is read from the tables in ``families.py``; nothing is traced.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from ditpress.errors import InputError
+from ditpress.load.families import FAMILIES, Family, Role, SmoothTemplate
+
+__all__ = ["Anatomy", "Role", "SmoothGroup", "anatomy_of", "tie_shared"]
+
+
+@dataclass(frozen=True)
+class SmoothGroup:
+    """Linears that read the same input, and what absorbs ``1/s`` of that input, one factor per channel.
+
+    ``absorb="modulation"``: the input is ``norm(x) * (1 + scale) + shift`` with shift and scale two of the
+    ``chunks`` equal row blocks of the adaLN linear ``source``. Dividing it by s: shift rows (weight and bias)
+    ``/= s``; scale rows ``weight /= s``, ``bias -> (bias + 1 - s) / s``.
+    ``absorb="rows"``: the input is a mix over tokens of the output of ``source`` (values of an attention,
+    whose weights sum to one): rows of ``source``, weight and bias, ``/= s``.
+    In both cases the columns of ``linears`` are multiplied by s.
+    """
+
+    linears: tuple[str, ...]
+    absorb: Literal["modulation", "rows"]
+    source: str
+    shift_chunk: int | None
+    scale_chunk: int | None
+    chunks: int
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The description of one family; its methods apply it to a transformer of that family."""
+
+    family: str
+
+    @property
+    def _table(self) -> Family:
+        return next(table for table in FAMILIES if table.name == self.family)
+
+    def linears(self, transformer: nn.Module) -> dict[str, Role]:
+        """Every linear, quantized or not, by full name, in model order. A shared one appears once."""
+        return {
+            name: self._role(name) for name, module in transformer.named_modules() if is_linear(module)
+        }
+
+    def smooth_groups(self, transformer: nn.Module) -> list[SmoothGroup]:
+        """All groups that can be folded exactly, block by block. Pruned-away modules have none."""
+        groups = []
+        for block_list, templates in self._table.smooth:
+            for index, block in enumerate(getattr(transformer, block_list, ())):
+                prefix = f"{block_list}.{index}."
+                groups += [_named(t, prefix) for t in templates if _fits(t, block)]
+        return groups
+
+    def shared(self, transformer: nn.Module) -> list[tuple[str, ...]]:
+        """Submodules that hold equal tensors in every block, one tuple of full names per kind.
+
+        Compared by value: in a checkpoint trained with an embedder per block they differ, and are not listed.
+        """
+        found = []
+        for block_list in dict.fromkeys(name for name, _ in self._table.smooth):
+            blocks = list(getattr(transformer, block_list, ()))
+            for path in self._table.shared:
+                parts = [block.get_submodule(path) for block in blocks]
+                if len(parts) > 1 and all(_equal(parts[0], part) for part in parts[1:]):
+                    found.append(tuple(f"{block_list}.{i}.{path}" for i in range(len(parts))))
+        return found
+
+    def _role(self, name: str) -> Role:
+        return next((role for pattern, role in self._table.roles if re.fullmatch(pattern, name)), Role.OTHER)
+
+
+def anatomy_of(transformer: nn.Module) -> Anatomy:
+    """The anatomy of ``transformer``, chosen by its class. Raises InputError for one we do not know."""
+    names = [cls.__name__ for cls in type(transformer).__mro__]
+    for table in FAMILIES:
+        if any(name in table.classes for name in names):
+            return Anatomy(table.name)
+    known = ", ".join(name for table in FAMILIES for name in table.classes)
+    raise InputError(f"{type(transformer).__name__}: not a DiT family we know, expected one of {known}")
+
+
+def tie_shared(transformer: nn.Module, groups: Sequence[Sequence[str]]) -> None:
+    """Make the modules of each group one object: the first one takes the place of the others."""
+    for names in groups:
+        first = transformer.get_submodule(names[0])
+        for name in names[1:]:
+            parent, _, child = name.rpartition(".")
+            setattr(transformer.get_submodule(parent), child, first)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """True for ``nn.Linear`` and for a quantized one."""
+    return isinstance(module, nn.Linear)
+
+
+def _named(template: SmoothTemplate, prefix: str) -> SmoothGroup:
+    return SmoothGroup(
+        linears=tuple(prefix + name for name in template.linears),
+        absorb=template.absorb,
+        source=prefix + template.source,
+        shift_chunk=template.shift_chunk,
+        scale_chunk=template.scale_chunk,
+        chunks=template.chunks,
+    )
+
+
+def _fits(template: SmoothTemplate, block: nn.Module) -> bool:
+    """All modules exist, and the source has as many rows as the template says."""
+    modules = []
+    for name in (*template.linears, template.source):
+        try:
+            modules.append(block.get_submodule(name))
+        except AttributeError:
+            return False
+    if not all(is_linear(module) for module in modules):
+        return False
+    channels = {module.in_features for module in modules[:-1]}
+    return channels == {modules[-1].out_features // template.chunks}
+
+
+def _equal(a: nn.Module, b: nn.Module) -> bool:
+    """Same structure and bit-equal tensors; the same object is equal without looking."""
+    if a is b:
+        return True
+    state, other = a.state_dict(), b.state_dict()
+    return state.keys() == other.keys() and all(torch.equal(state[key], other[key]) for key in state)

@@ -1,0 +1,175 @@
+"""The DiT families as data: which name plays which role, and what can absorb a smoothing factor.
+
+Names are those of diffusers. A pattern is a regular expression for the whole name; the first that fits wins.
+A smooth template holds for every block of ``blocks``; it is used where all the modules it names exist.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Literal
+
+
+class Role(str, Enum):
+    """What a linear does in the model."""
+
+    QKV = "qkv"
+    ATTENTION_OUT = "attention_out"
+    MLP_IN = "mlp_in"
+    MLP_OUT = "mlp_out"
+    MODULATION = "modulation"
+    EMBEDDER = "embedder"
+    FINAL = "final"
+    OTHER = "other"
+
+
+@dataclass(frozen=True)
+class SmoothTemplate:
+    """A SmoothGroup with names relative to its block."""
+
+    linears: tuple[str, ...]
+    absorb: Literal["modulation", "rows"]
+    source: str
+    shift_chunk: int | None = None
+    scale_chunk: int | None = None
+    chunks: int = 1
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family: the diffusers classes that belong to it and the three tables about them."""
+
+    name: str
+    classes: tuple[str, ...]
+    roles: tuple[tuple[str, Role], ...]
+    smooth: tuple[tuple[str, tuple[SmoothTemplate, ...]], ...] = ()  # (block list, templates)
+    shared: tuple[str, ...] = ()  # submodules that hold the same tensors in every block
+
+
+def _modulated(
+    linears: tuple[str, ...], source: str, shift: int, scale: int, chunks: int
+) -> SmoothTemplate:
+    return SmoothTemplate(linears, "modulation", source, shift, scale, chunks)
+
+
+_DIT = Family(
+    name="dit",
+    classes=("DiTTransformer2DModel",),
+    roles=(
+        (r".*\.attn1\.to_[qkv]", Role.QKV),
+        (r".*\.attn1\.to_out\.0", Role.ATTENTION_OUT),
+        (r".*\.ff\.net\.0\.proj", Role.MLP_IN),
+        (r".*\.ff\.net\.2", Role.MLP_OUT),
+        (r".*\.norm1\.linear", Role.MODULATION),
+        (r".*\.norm1\.emb\..*", Role.EMBEDDER),
+        (r"proj_out_[12]", Role.FINAL),
+    ),
+    # AdaLayerNormZero: shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp. ff.net.2 is left out:
+    # a GELU stands before it, which no factor passes.
+    smooth=(
+        (
+            "transformer_blocks",
+            (
+                _modulated(("attn1.to_q", "attn1.to_k", "attn1.to_v"), "norm1.linear", 0, 1, 6),
+                _modulated(("ff.net.0.proj",), "norm1.linear", 3, 4, 6),
+                SmoothTemplate(("attn1.to_out.0",), "rows", "attn1.to_v"),
+            ),
+        ),
+    ),
+    shared=("norm1.emb",),
+)
+
+# PixArt's modulation is one linear for all blocks plus a table per block: no block can fold into it alone.
+_PIXART = Family(
+    name="pixart",
+    classes=("PixArtTransformer2DModel",),
+    roles=(
+        (r".*\.attn[12]\.to_[qkv]", Role.QKV),
+        (r".*\.attn[12]\.to_out\.0", Role.ATTENTION_OUT),
+        (r".*\.ff\.net\.0\.proj", Role.MLP_IN),
+        (r".*\.ff\.net\.2", Role.MLP_OUT),
+        (r"adaln_single\.linear", Role.MODULATION),
+        (r"adaln_single\.emb\..*", Role.EMBEDDER),
+        (r"caption_projection\..*", Role.EMBEDDER),
+        (r"proj_out", Role.FINAL),
+    ),
+    smooth=(
+        (
+            "transformer_blocks",
+            (
+                SmoothTemplate(("attn1.to_out.0",), "rows", "attn1.to_v"),
+                SmoothTemplate(("attn2.to_out.0",), "rows", "attn2.to_v"),
+            ),
+        ),
+    ),
+)
+
+_JOINT_ROLES = (
+    (r".*\.attn2?\.(to_[qkv]|add_[qkv]_proj)", Role.QKV),
+    (r".*\.attn2?\.(to_out\.0|to_add_out)", Role.ATTENTION_OUT),
+    (r".*\.ff(_context)?\.net\.0\.proj", Role.MLP_IN),
+    (r".*\.ff(_context)?\.net\.2", Role.MLP_OUT),
+    (r".*blocks\.\d+\.norm(1|1_context)?\.linear", Role.MODULATION),
+    (r"(time_text_embed|context_embedder|x_embedder)\b.*", Role.EMBEDDER),
+)
+
+# Joint attention mixes the values of image and text, and its output feeds to_out.0 and to_add_out: dividing
+# the rows of one value projection alone would be wrong, so these have no group. The text stream of the last
+# SD3 block has no output: its norm is AdaLayerNormContinuous (scale first, two chunks).
+_SD3 = Family(
+    name="sd3",
+    classes=("SD3Transformer2DModel",),
+    roles=(*_JOINT_ROLES, (r"norm_out\.linear|proj_out", Role.FINAL)),
+    smooth=(
+        (
+            "transformer_blocks",
+            (
+                _modulated(("attn.to_q", "attn.to_k", "attn.to_v"), "norm1.linear", 0, 1, 6),
+                _modulated(("ff.net.0.proj",), "norm1.linear", 3, 4, 6),
+                # SD3.5's dual attention: AdaLayerNormZeroX with three more chunks, image tokens only.
+                _modulated(("attn.to_q", "attn.to_k", "attn.to_v"), "norm1.linear", 0, 1, 9),
+                _modulated(("ff.net.0.proj",), "norm1.linear", 3, 4, 9),
+                _modulated(("attn2.to_q", "attn2.to_k", "attn2.to_v"), "norm1.linear", 6, 7, 9),
+                SmoothTemplate(("attn2.to_out.0",), "rows", "attn2.to_v"),
+                _modulated(
+                    ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"), "norm1_context.linear", 0, 1, 6
+                ),
+                _modulated(
+                    ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"), "norm1_context.linear", 1, 0, 2
+                ),
+                _modulated(("ff_context.net.0.proj",), "norm1_context.linear", 3, 4, 6),
+            ),
+        ),
+    ),
+)
+
+_FLUX = Family(
+    name="flux",
+    classes=("FluxTransformer2DModel",),
+    roles=(
+        *_JOINT_ROLES,
+        (r"single_transformer_blocks\.\d+\.proj_mlp", Role.MLP_IN),
+        (r"single_transformer_blocks\.\d+\.proj_out", Role.MLP_OUT),  # reads attention and MLP side by side
+        (r"norm_out\.linear|proj_out", Role.FINAL),
+    ),
+    smooth=(
+        (
+            "transformer_blocks",
+            (
+                _modulated(("attn.to_q", "attn.to_k", "attn.to_v"), "norm1.linear", 0, 1, 6),
+                _modulated(
+                    ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"), "norm1_context.linear", 0, 1, 6
+                ),
+                _modulated(("ff.net.0.proj",), "norm1.linear", 3, 4, 6),
+                _modulated(("ff_context.net.0.proj",), "norm1_context.linear", 3, 4, 6),
+            ),
+        ),
+        (
+            "single_transformer_blocks",
+            (_modulated(("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"), "norm.linear", 0, 1, 3),),
+        ),
+    ),
+)
+
+FAMILIES: tuple[Family, ...] = (_DIT, _PIXART, _SD3, _FLUX)
