@@ -1,0 +1,77 @@
+"""What a transformer takes on disk, module by module, counted from its tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from ditpress.kernels.linear import QuantizedLinear
+from ditpress.validate.report import Size
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One module's own tensors: ``format`` name, stored ``bits`` in all, and the ``parameters`` they hold."""
+
+    format: str
+    bits: int
+    parameters: int
+
+
+def stored_modules(transformer: nn.Module, *, float_bits: int = 16) -> dict[str, Stored]:
+    """Every module that owns tensors, by name; a module or tensor that several places share counts once.
+
+    Args:
+        transformer: plain modules and :class:`~ditpress.kernels.linear.QuantizedLinear`.
+        float_bits: bits in which the checkpoint stores a floating-point value that stays high.
+
+    Buffers that are not saved with the model (``persistent=False``) do not count.
+    """
+    seen: set[int] = set()
+    result: dict[str, Stored] = {}
+    for name, module in transformer.named_modules():  # visits a shared module once
+        if isinstance(module, QuantizedLinear):
+            parameters = module.in_features * module.out_features
+            parameters += 0 if module.bias is None else module.out_features
+            result[name] = Stored(module.format, module.stored_bits(), parameters)
+            continue
+        saved = {
+            key: tensor
+            for key, tensor in module._buffers.items()
+            if key not in module._non_persistent_buffers_set
+        }
+        bits = parameters = 0
+        for key, tensor in {**module._parameters, **saved}.items():
+            if tensor is None or id(tensor) in seen:
+                continue
+            seen.add(id(tensor))
+            bits += tensor.numel() * (float_bits if tensor.is_floating_point() else 8 * tensor.element_size())
+            parameters += tensor.numel() if key in module._parameters else 0
+        if bits:
+            result[name] = Stored(f"fp{float_bits}", bits, parameters)
+    return result
+
+
+def size_of(
+    original: nn.Module, compressed: nn.Module, *, float_bits: int = 16, onnx_bytes: int | None = None
+) -> Size:
+    """The size part of the report.
+
+    Args:
+        original, compressed: the transformer before and after.
+        float_bits: see :func:`stored_modules`; the same for both.
+        onnx_bytes: of the exported files, where there are any.
+    """
+    after = stored_modules(compressed, float_bits=float_bits)
+    before = stored_modules(original, float_bits=float_bits)
+    bits = sum(stored.bits for stored in after.values())
+    parameters = sum(stored.parameters for stored in after.values())
+    return Size(
+        parameters=parameters,
+        original_bytes=sum(stored.bits for stored in before.values()) // 8,
+        compressed_bytes=(bits + 7) // 8,
+        onnx_bytes=onnx_bytes,
+        effective_bits=bits / parameters,
+        layers={name: stored.format for name, stored in after.items()},
+    )
