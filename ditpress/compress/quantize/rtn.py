@@ -52,20 +52,24 @@ class _Grid:
         self.index_of_half = torch.bucketize(halves, borders, right=True)
         self.value_of_half = self.values[self.index_of_half]
 
-    def nearest(self, x: Tensor) -> Tensor:
-        """The nearest value of the table for every entry of ``x``, float32; ``x`` is used as scratch."""
+    def nearest_(self, x: Tensor) -> Tensor:
+        """Replace every entry of the contiguous float32 ``x`` by the nearest value of the table."""
         if self.uniform:
             return x.round_().clamp_(self.low, self.high)
-        return self.value_of_half[self._half(x)]
+        torch.index_select(self.value_of_half, 0, self._half_(x), out=x.view(-1))
+        return x
 
-    def nearest_code(self, x: Tensor) -> Tensor:
+    def codes_of_nearest(self, x: Tensor) -> Tensor:
         """The code of the nearest value for every entry of ``x``, uint8; ``x`` is used as scratch."""
         if self.uniform:
-            return self.codes[x.round_().clamp_(self.low, self.high).sub_(self.low).int()]
-        return self.codes[self.index_of_half[self._half(x)]]
+            index = x.round_().clamp_(self.low, self.high).sub_(self.low).long().view(-1)
+        else:
+            index = self.index_of_half[self._half_(x)]
+        return self.codes[index].view(x.shape)
 
-    def _half(self, x: Tensor) -> Tensor:
-        return x.mul_(2).floor_().clamp_(2 * self.low, 2 * self.high).sub_(2 * self.low).int()
+    def _half_(self, x: Tensor) -> Tensor:
+        """Places of ``x`` in the tables by halves, int64 [x.numel()]."""
+        return x.mul_(2).floor_().clamp_(2 * self.low, 2 * self.high).sub_(2 * self.low).long().view(-1)
 
 
 @lru_cache(maxsize=32)
@@ -103,7 +107,8 @@ def search_scale(weight: Tensor, format: Format, dtype: torch.dtype, name: str =
         name: the layer, for errors.
 
     Returns:
-        scale, ``dtype`` [N, G]; 0 for a group of zeros.
+        scale, ``dtype`` [N, G]; 0 for a group of zeros; below 0 where a table that reaches further down than up
+        (int4: -8..7) serves a group better upside down.
 
     Raises:
         InputError: a scale does not fit ``dtype``.
@@ -132,7 +137,7 @@ def round_to_nearest(weight: Tensor, scale: Tensor, format: Format) -> Tensor:
     step = max(1, CHUNK // groups.shape[1])
     for start in range(0, groups.shape[0], step):
         part = slice(start, start + step)
-        codes[part] = grid.nearest_code(groups[part] * inverse[part])
+        codes[part] = grid.codes_of_nearest(groups[part] * inverse[part])
     return codes.reshape(weight.shape)
 
 
@@ -140,12 +145,17 @@ def _search(groups: Tensor, absmax: Tensor, grid: _Grid, dtype: torch.dtype) -> 
     """Best scale, ``dtype`` [R], for ``groups`` float32 [R, g]."""
     # The least scale that is stored exactly and whose reciprocal is finite in float32.
     smallest = 2.0**-24 if dtype == torch.float16 else torch.finfo(dtype).tiny
+    weights = groups.t().contiguous()  # [g, R]: the scales then run along the fast axis, whatever the group
+    scratch = torch.empty_like(weights)  # one buffer for all ratios: fresh pages cost more than the arithmetic
+    sign = torch.ones_like(absmax)
+    if -grid.low > grid.high:  # int4 reaches -8 but only 7: a negative scale puts the largest weight on the long side
+        sign[weights.amax(dim=0) > -weights.amin(dim=0)] = -1.0
     best_error = torch.full_like(absmax, math.inf)
     best_scale = torch.zeros_like(absmax)
     for ratio in CLIP_RATIOS:
-        scale = (absmax * (ratio / grid.anchor)).to(dtype).float().clamp_(min=smallest)
-        reconstructed = grid.nearest(groups * (1.0 / scale)[:, None]).mul_(scale[:, None])
-        error = reconstructed.sub_(groups).square_().sum(dim=1)
+        scale = (absmax * (ratio / grid.anchor)).to(dtype).float().clamp_(min=smallest).mul_(sign)
+        torch.mul(weights, 1.0 / scale, out=scratch)
+        error = grid.nearest_(scratch).mul_(scale).sub_(weights).square_().sum(dim=0)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best_scale = torch.where(better, scale, best_scale)
