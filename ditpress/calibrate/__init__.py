@@ -1,0 +1,16 @@
+"""Recorded calls of a pipeline, and streaming statistics over them."""
+
+from ditpress.calibrate.calibration import Calibration, Want
+from ditpress.calibrate.calls import Call, load_calls, record_calls, save_calls
+from ditpress.calibrate.statistics import STATISTICS, Statistic
+
+__all__ = [
+    "STATISTICS",
+    "Calibration",
+    "Call",
+    "Statistic",
+    "Want",
+    "load_calls",
+    "record_calls",
+    "save_calls",
+]

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ditpress.errors import InputError
+from ditpress.kernels.linear import QuantizedLinear
 from ditpress.load.families import FAMILIES, Family, Role, SmoothTemplate
 
 __all__ = ["Anatomy", "Role", "SmoothGroup", "anatomy_of", "tie_shared"]
@@ -103,7 +104,7 @@ def tie_shared(transformer: nn.Module, groups: Sequence[Sequence[str]]) -> None:
 
 def is_linear(module: nn.Module) -> bool:
     """True for ``nn.Linear`` and for a quantized one."""
-    return isinstance(module, nn.Linear)
+    return isinstance(module, nn.Linear | QuantizedLinear)
 
 
 def _named(template: SmoothTemplate, prefix: str) -> SmoothGroup:
@@ -127,8 +128,8 @@ def _fits(template: SmoothTemplate, block: nn.Module) -> bool:
             return False
     if not all(is_linear(module) for module in modules):
         return False
-    channels = {module.in_features for module in modules[:-1]}
-    return channels == {modules[-1].out_features // template.chunks}
+    source = modules[-1]
+    return all(source.out_features == template.chunks * linear.in_features for linear in modules[:-1])
 
 
 def _equal(a: nn.Module, b: nn.Module) -> bool:

@@ -34,16 +34,16 @@ def atomic_folder(target: Path | str) -> Iterator[Path]:
         scratch.chmod(0o777 & ~_umask())
         yield scratch
         for path in sorted(scratch.rglob("*")):
+            if path.is_file():
+                path.chmod(0o666 & ~_umask())  # safetensors makes its files private
             _sync(path)
         _sync(scratch)
         _swap(scratch, target)
-    except OSError as error:
-        raise _explained(error, target) from error
     except Exception as error:
-        # safetensors reports a full disk as its own error, with the system's text inside.
-        if os.strerror(errno.ENOSPC) in str(error):
-            raise _explained(OSError(errno.ENOSPC, str(error)), target) from error
-        raise
+        explained = _explained(error, target)
+        if explained is None:
+            raise
+        raise explained from error
     finally:
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -83,7 +83,12 @@ def _umask() -> int:
     return mask
 
 
-def _explained(error: OSError, target: Path) -> InputError | StageError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+def _explained(error: Exception, target: Path) -> InputError | StageError | None:
+    """What the user can do about a failed write; None for any other error."""
+    code = getattr(error, "errno", None)
+    # safetensors reports a full disk as its own error, with the system's text inside.
+    if code in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error):
         return StageError(f"{target}: the disk is full, nothing was written; free some space and run again")
-    return InputError(f"{target}: cannot be written ({error.strerror or error}); choose another folder")
+    if code in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG):
+        return InputError(f"{target}: cannot be written ({os.strerror(code)}); choose another folder")
+    return None

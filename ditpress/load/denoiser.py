@@ -12,6 +12,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, DiTPipeline
+from diffusers.utils import logging
 from torch import Tensor, nn
 
 from ditpress.errors import InputError
@@ -160,7 +161,7 @@ def load_denoiser(
     transformer = pipeline.transformer
     anatomy = anatomy_of(transformer)
     if not isinstance(model, str):
-        if any(p.dtype in (torch.float16, torch.bfloat16) for p in transformer.parameters()):
+        if any(p.dtype != torch.float32 for p in transformer.parameters()):
             pipeline.to(torch.float32)
         transformer.eval().requires_grad_(False)
         check_finite(transformer, source.spec)
@@ -208,15 +209,14 @@ def load_pipeline_folder(folder: Path) -> DiffusionPipeline:
     if "vae" in index and index["vae"] == [None, None]:
         components["vae"] = None
     try:
-        pipeline = cls.from_pretrained(
-            folder, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True, **components
-        )
+        with _no_loading_bar():
+            pipeline = cls.from_pretrained(folder, use_safetensors=True, local_files_only=True, **components)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
         raise InputError(f"{folder}: cannot be loaded as {cls.__name__}: {first_line(error)}") from error
     for name, component in pipeline.components.items():
         if name != "transformer" and isinstance(component, nn.Module):
             check_finite(component, f"{folder}/{name}")
-            component.eval().requires_grad_(False)
+            component.float().eval().requires_grad_(False)
     return pipeline
 
 
@@ -266,6 +266,18 @@ def _default(pipeline: DiffusionPipeline, parameters: Any, own: str, argument: s
         return getattr(pipeline.config, own)
     default = parameters[argument].default if argument in parameters else None
     return default if isinstance(default, int | float) else otherwise
+
+
+@contextlib.contextmanager
+def _no_loading_bar() -> Iterator[None]:
+    """Diffusers shows a bar even for a load of milliseconds."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @contextlib.contextmanager

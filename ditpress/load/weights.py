@@ -30,6 +30,9 @@ def load_transformer(folder: Path) -> nn.Module:
     """
     config = read_json(folder / "config.json")
     cls = transformer_class(folder, config)
+    method = (config.get("quantization_config") or {}).get("quant_method", "ditpress")
+    if method != "ditpress":
+        raise InputError(f"{folder}: is already quantized with {method}; give the original model")
     check_safetensors(folder)
     try:
         model, info = cls.from_pretrained(

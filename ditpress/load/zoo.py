@@ -33,7 +33,7 @@ ZOO: dict[str, ZooEntry] = {
             "class-conditional pixel-space DiT on 28x28 handwritten digits",
             {
                 "id2label": dict(enumerate(_DIGITS)),
-                "caption": "the digit {label}",
+                "caption": "a photo of the digit {label}",
                 "default_steps": 25,
                 "default_guidance": 2.0,
             },

@@ -1,0 +1,39 @@
+# Everything a fresh machine needs beyond Python 3.11 and a C++ compiler is installed into .venv.
+PYTHON ?= python3
+VENV   ?= .venv
+OUT    ?= demo
+BIN    := $(VENV)/bin
+SOURCES := pyproject.toml CMakeLists.txt constraints.txt README.md LICENSE \
+           $(shell find ditpress optimum -type f ! -name '*.pyc' ! -name '*.so')
+
+.DEFAULT_GOAL := help
+.PHONY: help install test lint demo figures bench-speed clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(BIN)/python $(SOURCES)
+	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt '.[test]'
+	@touch $@
+
+install: $(VENV)/installed  ## the package, its tests' tools and the compiled kernels, into .venv
+
+lint: $(VENV)/installed  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint  ## lint, types and all tests
+	$(BIN)/pytest
+
+demo: $(VENV)/installed  ## ditpress w4a8 on the bundled model; prints where the report is
+	$(BIN)/ditpress w4a8 -o $(OUT)
+
+figures: $(VENV)/installed  ## the figures of the README and of the model card, measured again
+	$(BIN)/python benchmarks/figures.py
+
+clean:  ## remove what make made
+	rm -rf $(VENV) build $(OUT) .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,49 @@
+"""Writing compressed models, and reading them again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from torch import nn
+
+from ditpress.load.atomic import atomic_folder
+from ditpress.load.denoiser import Denoiser, load_denoiser
+from ditpress.load.quantizer import label
+
+
+def save_pipeline(denoiser: Denoiser, folder: Path | str) -> None:
+    """Write the whole pipeline as a diffusers folder in safetensors; ``folder`` appears complete or not at all.
+
+    The transformer may be quantized in part or not at all. Shared embedders are stored once. Float weights
+    that are exact in float16 are stored so; the loaded model computes the same bits.
+
+    Raises:
+        InputError: ``folder`` cannot be written.
+        StageError: the disk is full.
+    """
+    label(denoiser.transformer)
+    with atomic_folder(folder) as scratch:
+        denoiser.pipeline.save_pretrained(scratch, safe_serialization=True)
+        _forget_paths(scratch)
+
+
+def save_transformer(transformer: nn.Module, folder: Path | str) -> None:
+    """Like ``save_pipeline`` for the transformer alone; ``load_transformer`` reads it."""
+    label(transformer)
+    with atomic_folder(folder) as scratch:
+        transformer.save_pretrained(scratch, safe_serialization=True)
+        _forget_paths(scratch)
+
+
+def load_compressed(folder: Path | str) -> Denoiser:
+    """The denoiser in a run folder, or in a folder that ``save_pipeline`` wrote. Raises InputError."""
+    return load_denoiser(str(folder))
+
+
+def _forget_paths(folder: Path) -> None:
+    """Diffusers notes in every config where the model was loaded from: nobody else's business."""
+    for file in (*folder.rglob("config.json"), *folder.rglob("model_index.json")):
+        config = json.loads(file.read_text(encoding="utf-8"))
+        if config.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,223 @@
+"""Teaches diffusers' ``from_pretrained`` and ``save_pretrained`` our layers.
+
+config.json of a compressed transformer holds::
+
+    "quantization_config": {"quant_method": "ditpress", "schema": 1,
+        "layers": {name: {"format": "int4", "group_size": 64, "activation": "int8"}, ...},
+        "shared": [[name, name, ...], ...]}
+
+``layers`` are the linears stored as ``QuantizedLinear``; each list of ``shared`` names submodules that are one
+object, stored under the first name only. Diffusers has no public hook for a new method: two dictionaries take it.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from diffusers.quantizers import auto
+from diffusers.quantizers.base import DiffusersQuantizer
+from diffusers.quantizers.quantization_config import QuantizationConfigMixin
+from torch import Tensor, nn
+
+from ditpress.errors import InputError
+from ditpress.kernels.linear import QuantizedLinear
+from ditpress.load.anatomy import tie_shared
+
+SCHEMA = 1
+
+
+class Method(str, Enum):
+    """Diffusers reads ``quant_method.value``."""
+
+    DITPRESS = "ditpress"
+
+
+class DitpressConfig(QuantizationConfigMixin):
+    """The ``quantization_config`` of a transformer; see the module's text for its fields."""
+
+    def __init__(
+        self,
+        layers: dict[str, dict[str, Any]] | None = None,
+        shared: list[list[str]] | None = None,
+        schema: int = SCHEMA,
+        quant_method: str = Method.DITPRESS,
+    ) -> None:
+        if schema != SCHEMA:
+            raise InputError(f"quantization_config of schema {schema}: expected {SCHEMA}; update ditpress")
+        self.quant_method = Method(quant_method)
+        self.schema = schema
+        self.layers = {name: dict(layer) for name, layer in (layers or {}).items()}
+        self.shared = [list(names) for names in shared or []]
+
+    @classmethod
+    def of(cls, transformer: nn.Module) -> DitpressConfig:
+        """The configuration that describes ``transformer`` as it is now."""
+        first: dict[int, str] = {}
+        shared: dict[str, list[str]] = {}
+        layers = {}
+        for name, module in transformer.named_modules(remove_duplicate=False):
+            if id(module) in first:
+                original = first[id(module)]
+                # Parts of a shared module come after it, and are shared because it is.
+                if not any(_inside(name, other) for names in shared.values() for other in names[1:]):
+                    shared.setdefault(original, [original]).append(name)
+                continue
+            first[id(module)] = name
+            if isinstance(module, QuantizedLinear):
+                layers[name] = {
+                    "format": module.format,
+                    "group_size": module.group_size,
+                    "activation": module.activation,
+                }
+        return cls(layers, list(shared.values()))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "quant_method": self.quant_method.value,
+            "schema": self.schema,
+            "layers": self.layers,
+            "shared": self.shared,
+        }
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        return self.to_dict()
+
+
+class DitpressQuantizer(DiffusersQuantizer):
+    """Builds the skeleton with our layers before diffusers fills it, and drops the copies of shared tensors."""
+
+    use_keep_in_fp32_modules = False
+
+    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        if not self.pre_quantized:
+            raise InputError("a float model cannot be quantized while it loads; use a recipe, as in: ditpress w4a8")
+
+    def update_missing_keys(self, model: nn.Module, missing_keys: list[str], prefix: str) -> list[str]:
+        copies = self._copies()
+        return [key for key in missing_keys if not any(_inside(key, name) for name in copies)]
+
+    def check_if_quantized_param(
+        self, model: nn.Module, param_value: Tensor, param_name: str, state_dict: dict[str, Any], **kwargs: Any
+    ) -> bool:
+        return param_name.rpartition(".")[0] in self.quantization_config.layers
+
+    def check_quantized_param_shape(self, param_name: str, current_param: Tensor, loaded_param: Tensor) -> bool:
+        raise InputError(
+            f"{param_name}: shape {tuple(loaded_param.shape)} in the file, {tuple(current_param.shape)} by "
+            "config.json; weights and config do not belong together"
+        )
+
+    def create_quantized_param(
+        self,
+        model: nn.Module,
+        param_value: Tensor,
+        param_name: str,
+        target_device: torch.device | str,
+        state_dict: dict[str, Any],
+        unexpected_keys: list[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        layer, _, buffer = param_name.rpartition(".")
+        # Diffusers has cast param_value to the dtype of the model; the dtype of our buffers is their format.
+        module = model.get_submodule(layer)
+        expected = getattr(module, buffer)
+        value = state_dict[param_name]
+        if value.dtype != expected.dtype:
+            raise InputError(f"{param_name}: stored as {value.dtype}, expected {expected.dtype}; save the model again")
+        setattr(module, buffer, value.to(target_device))
+
+    def get_state_dict_and_metadata(
+        self, state_dict: dict[str, Any], safe_serialization: bool = False
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        copies = self._copies()
+        kept = {
+            key: value if key.rpartition(".")[0] in self.quantization_config.layers else _lossless_half(value)
+            for key, value in state_dict.items()
+            if not any(_inside(key, name) for name in copies)
+        }
+        return kept, {}
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+        for name, layer in self.quantization_config.layers.items():
+            linear = _submodule(model, name)
+            if not isinstance(linear, nn.Linear):
+                raise InputError(f"config.json: {name} is a {type(linear).__name__}, expected a linear; it is damaged")
+            with init_empty_weights(include_buffers=True):
+                quantized = QuantizedLinear.empty(
+                    linear.in_features, linear.out_features, **layer, bias=linear.bias is not None
+                )
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, quantized)
+        for names in self.quantization_config.shared:
+            for name in names:
+                _submodule(model, name)
+        tie_shared(model, self.quantization_config.shared)
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        return model
+
+    def _dequantize(self, model: nn.Module) -> nn.Module:
+        """Every QuantizedLinear becomes a float32 ``nn.Linear``; embedders stay tied."""
+        for name, module in list(model.named_modules()):
+            if isinstance(module, QuantizedLinear):
+                parent, _, child = name.rpartition(".")
+                setattr(model.get_submodule(parent), child, _float_linear(module))
+        # Diffusers leaves the label in the config, and would then save float weights as quantized ones.
+        model.register_to_config(quantization_config=None)
+        return model
+
+    @property
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+    def _copies(self) -> list[str]:
+        return [name for names in self.quantization_config.shared for name in names[1:]]
+
+
+def label(transformer: nn.Module) -> None:
+    """Note in ``transformer`` what is quantized and shared, so that its ``save_pretrained`` writes it right."""
+    config = DitpressConfig.of(transformer)
+    transformer.register_to_config(quantization_config=config.to_dict())
+    transformer.hf_quantizer = DitpressQuantizer(config)
+
+
+def register_quantizer() -> None:
+    """Let ``from_pretrained`` understand ``quant_method: ditpress``."""
+    auto.AUTO_QUANTIZER_MAPPING[Method.DITPRESS.value] = DitpressQuantizer
+    auto.AUTO_QUANTIZATION_CONFIG_MAPPING[Method.DITPRESS.value] = DitpressConfig
+
+
+def _inside(name: str, module: str) -> bool:
+    return name == module or name.startswith(module + ".")
+
+
+def _lossless_half(value: Tensor) -> Tensor:
+    """float16 where it holds every value exactly, as with a checkpoint that came in float16; else unchanged."""
+    if value.dtype != torch.float32:
+        return value
+    half = value.half()
+    return half if torch.equal(half.float(), value) else value
+
+
+def _submodule(model: nn.Module, name: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError as error:
+        raise InputError(f"config.json: {name} is not in {type(model).__name__}; it belongs to another model") from error
+
+
+def _float_linear(quantized: QuantizedLinear) -> nn.Linear:
+    linear = nn.Linear(
+        quantized.in_features, quantized.out_features, bias=quantized.bias is not None, device="meta"
+    )
+    linear.weight = nn.Parameter(quantized.dequantize(), requires_grad=False)
+    if quantized.bias is not None:
+        linear.bias = nn.Parameter(quantized.bias.clone(), requires_grad=False)
+    return linear
