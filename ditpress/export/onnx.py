@@ -1,0 +1,305 @@
+"""Export a denoising transformer to ONNX.
+
+Always in two steps, ``torch.export`` with a dynamic batch and then ``torch.onnx``: the one-step form falls back
+silently to captures with a fixed batch. The file is written to a temporary folder, compared with PyTorch at two
+batch sizes, and only then moved into place.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+import onnxscript
+import torch
+from torch import Tensor, nn
+
+import ditpress.kernels.qlinear  # noqa: F401  (declares torch.ops.ditpress.qlinear)
+from ditpress.errors import InputError, StageError
+from ditpress.export.fixes import name_batch, repair, simplify, store_once, strip_metadata
+from ditpress.export.functions import DOMAIN, KINDS, OPSET, Kind, attach_functions
+from ditpress.export.inputs import OUTPUT_NAME, Keywords, RecordedCall, Signature
+from ditpress.export.parity import Parity, compare
+from ditpress.export.session import CONSTANTS_KEY, MODEL_FILE, onnx_session
+
+if TYPE_CHECKING:
+    from ditpress.load.denoiser import Denoiser
+
+Target = Literal["ditpress", "portable"]
+EXTERNAL_DATA_BYTES = 10**9  # above this the weights go into model.onnx.data
+PARITY_BATCHES = (1, 3)  # neither is the batch of the trace
+TRACE_BATCH = 2  # torch.export specialises 0 and 1
+MAX_BATCH = 4096
+PARITY_LIMIT = 1e-4  # of the output's range
+IR_VERSION = 10  # the first with overloads of model-local functions
+
+
+def export_onnx(
+    denoiser: Denoiser,
+    folder: str | Path,
+    *,
+    calls: Sequence[RecordedCall] | None = None,
+    target: Target = "ditpress",
+    external_data_bytes: int = EXTERNAL_DATA_BYTES,
+) -> Path:
+    """Write ``folder/transformer/model.onnx`` (and ``config.json``), the layout of optimum's ONNX pipelines.
+
+    Args:
+        denoiser: its transformer is exported, quantized layers as ``ditpress`` nodes.
+        folder: created where missing; an older ``transformer`` in it is replaced at the end, never before.
+        calls: recorded calls of the transformer, for its inputs and for the comparison with PyTorch. None: two
+            calls are recorded from a short sampling run of the denoiser itself.
+        target: "ditpress" keeps our nodes, each with its model-local function; "portable" writes the functions
+            out, so that the file holds standard and contrib operators only.
+        external_data_bytes: total of weights above which they go into ``model.onnx.data``.
+
+    Returns:
+        Path of ``model.onnx``.
+
+    Raises:
+        InputError: an unknown target, calls that cannot be exported, or no space left in ``folder``.
+        StageError: the file does not compute what PyTorch computes.
+    """
+    kwargs = [dict(call.kwargs) for call in calls] if calls is not None else record_kwargs(denoiser)
+    path, _ = export_transformer(
+        denoiser.transformer,
+        Path(folder) / "transformer",
+        kwargs,
+        target=target,
+        external_data_bytes=external_data_bytes,
+    )
+    return path
+
+
+def export_transformer(
+    transformer: nn.Module,
+    folder: Path,
+    calls: Sequence[Mapping[str, Any]],
+    *,
+    target: Target = "ditpress",
+    external_data_bytes: int = EXTERNAL_DATA_BYTES,
+    parity_limit: float = PARITY_LIMIT,
+) -> tuple[Path, Parity]:
+    """:func:`export_onnx` for a bare transformer and the keyword arguments of its calls.
+
+    Returns:
+        The path of ``folder/model.onnx`` and its agreement with PyTorch.
+    """
+    if target not in ("ditpress", "portable"):
+        raise InputError(f"unknown ONNX target {target!r}: expected 'ditpress' or 'portable'")
+    if not calls:
+        raise InputError("no recorded calls: ONNX export needs at least one to know the transformer's inputs")
+    signature = Signature.of(calls[0])
+    was_training = transformer.training
+    transformer.eval()
+    try:
+        model = build_model(transformer, signature, calls[0], target)
+        with _replaced_when_done(folder) as temporary:
+            path = temporary / MODEL_FILE
+            _save(model, path, external_data_bytes)
+            (temporary / "config.json").write_text(_config_json(transformer), encoding="utf-8")
+            parity = compare(onnx_session(path), transformer, calls, PARITY_BATCHES)
+            if not parity.relative <= parity_limit:  # a NaN is no agreement either
+                raise StageError(
+                    f"ONNX differs from PyTorch by {parity.relative:.2e} of the output's range, allowed "
+                    f"{parity_limit:.0e}: no file was written to {folder}"
+                )
+    finally:
+        transformer.train(was_training)
+    return folder / MODEL_FILE, parity
+
+
+def build_model(
+    transformer: nn.Module, signature: Signature, call: Mapping[str, Any], target: Target = "ditpress"
+) -> ir.Model:
+    """Trace ``transformer`` and return the finished graph. Its initialisers share memory with the module."""
+    arguments = signature.arguments(call, batch=TRACE_BATCH)
+    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
+    shapes = tuple({0: batch} if name in signature.batched else {} for name in signature.tensors)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        exported = torch.export.export(
+            Keywords(transformer, signature),
+            tuple(arguments[name] for name in signature.tensors),
+            strict=False,
+            dynamic_shapes=(shapes,),
+        )
+        program = torch.onnx.export(
+            exported,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(signature.tensors),
+            output_names=[OUTPUT_NAME],
+            custom_translation_table={torch.ops.ditpress.qlinear.default: _translate},
+            optimize=False,
+            verbose=False,
+        )
+    if program is None:
+        raise StageError("torch.onnx returned no program")
+    model: ir.Model = program.model
+    model.ir_version = max(model.ir_version or 0, IR_VERSION)
+    simplify(model)
+    repair(model)
+    attach_functions(model)
+    if target == "portable":
+        passes.InlinePass()(model)
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        store_once(model)
+        passes.CommonSubexpressionEliminationPass()(model)
+        passes.RemoveUnusedNodesPass()(model)
+        passes.RemoveUnusedOpsetsPass()(model)
+    name_batch(model, signature.batched)
+    passes.NameFixPass()(model)
+    strip_metadata(model)
+    model.metadata_props[CONSTANTS_KEY] = json.dumps(signature.constants, sort_keys=True)
+    return model
+
+
+def record_kwargs(denoiser: Denoiser, steps: int = 2) -> list[dict[str, Any]]:
+    """Keyword arguments with which the pipeline itself calls its transformer, drawn from noise."""
+    recorded: list[dict[str, Any]] = []
+    names = list(_parameters(denoiser.transformer))
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        recorded.append({**dict(zip(names, args, strict=False)), **kwargs})
+
+    handle = denoiser.transformer.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        denoiser.sample([0], steps=steps)
+    finally:
+        handle.remove()
+    return recorded
+
+
+def _parameters(transformer: nn.Module) -> Iterator[str]:
+    import inspect
+
+    yield from inspect.signature(transformer.forward).parameters
+
+
+def _schema(kind: Kind) -> onnx.defs.OpSchema:
+    schema = onnx.defs.OpSchema
+    value = schema.FormalParameter
+    return schema(
+        kind.name,
+        DOMAIN,
+        1,
+        inputs=[
+            value("x", "T"),
+            value("codes", "C"),
+            value("scale", "S"),
+            value("codebook", "E"),
+            value("bias", "T"),
+        ],
+        outputs=[value("y", "T")],
+        type_constraints=[
+            ("T", ["tensor(float)"], ""),
+            ("C", ["tensor(uint8)"], ""),
+            ("S", ["tensor(float16)", "tensor(float)"], ""),
+            ("E", ["tensor(int8)"], ""),
+        ],
+        attributes=[
+            schema.Attribute(name, schema.AttrType.INT, "", required=True)
+            for name in ("N", "K", "group_size")
+        ],
+    )
+
+
+_OPS = {
+    name: onnxscript.values.Op(onnxscript.values.Opset(DOMAIN, 1), name, _schema(kind))
+    for name, kind in KINDS.items()
+}
+_STANDARD = onnxscript.values.Opset("", OPSET)
+
+
+def _translate(x: Any, codes: Any, scale: Any, codebook: Any, bias: Any, activation: str) -> Any:
+    """``torch.ops.ditpress.qlinear`` as one ONNX node; the lengths become attributes."""
+    entries, vector_length = (int(length) for length in codebook.shape)
+    bits = entries.bit_length() - 1
+    kind = Kind(bits, activation == "int8")
+    if kind.name not in KINDS or vector_length != 1:
+        raise InputError(
+            f"no ONNX node for codes of {bits} bits and vectors of {vector_length}: expected 4 or 8, and 1"
+        )
+    out_features, in_features = int(codes.shape[0]), int(codes.shape[1]) * 8 // bits
+    if bias is None:
+        bias = _constant(np.zeros(out_features, np.float32))
+    flat = onnxscript.opset20.Reshape(codebook, _constant(np.array([-1], np.int64)))
+    return _OPS[kind.name](
+        x,
+        codes,
+        scale,
+        flat,
+        bias,
+        N=out_features,
+        K=in_features,
+        group_size=in_features // int(scale.shape[1]),
+    )
+
+
+def _constant(array: np.ndarray) -> Any:
+    return onnxscript.opset20.Constant(value=onnx.numpy_helper.from_array(array))
+
+
+def _config_json(transformer: nn.Module) -> str:
+    """The transformer's config without what belongs to the PyTorch checkpoint or to this machine."""
+    config = json.loads(transformer.to_json_string()) if hasattr(transformer, "to_json_string") else {}
+    return json.dumps(
+        {key: value for key, value in config.items() if key not in ("_name_or_path", "quantization_config")},
+        indent=2,
+        sort_keys=True,
+    )
+
+
+def _save(model: ir.Model, path: Path, external_data_bytes: int) -> None:
+    total = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    ir.save(model, path, external_data=f"{MODEL_FILE}.data" if total > external_data_bytes else None)
+
+
+@contextmanager
+def _replaced_when_done(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside ``folder`` that takes its place when the block ends without an error."""
+    temporary = aside = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for stale in folder.parent.glob(f".{folder.name}.*"):  # of a run that was killed
+            shutil.rmtree(stale, ignore_errors=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        yield temporary
+        temporary.chmod(0o755)  # mkdtemp makes it private
+        for file in temporary.iterdir():
+            _sync(file)
+        _sync(temporary)
+        if folder.exists():
+            aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)) / folder.name
+            os.replace(folder, aside)
+        os.replace(temporary, folder)
+        _sync(folder.parent)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise InputError(f"no space left for {folder}: free some or choose another folder") from error
+        raise
+    finally:
+        for left in (temporary, aside.parent if aside else None):
+            if left is not None:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
