@@ -1,0 +1,82 @@
+// Plain C++: any CPU. Slow, exact, and the same bits as the others.
+#include <cmath>
+
+#include "generic.h"
+
+namespace ditpress {
+namespace {
+
+constexpr int kColumns = 16;
+constexpr int kVector = 32;
+constexpr int kRows = 4;
+
+Layout layout(Activation, bool) { return {kColumns, kVector, 0}; }
+bool decode_inside(Activation, int64_t) { return false; }
+int tile_rows(bool, bool) { return kRows; }
+
+void decode(const uint8_t* packed, uint8_t* bytes, int64_t count, const uint8_t* table) {
+  for (int64_t v = 0; v < count; v += 2 * kVector, packed += kVector, bytes += 2 * kVector)
+    for (int i = 0; i < kVector; ++i) {
+      bytes[i] = table[packed[i] & 15];
+      bytes[kVector + i] = table[packed[i] >> 4];
+    }
+}
+
+void widen_half(const uint16_t* half, float* out, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) out[i] = half_to_float(half[i]);
+}
+
+void int8_tile(const Int8Job& job, int64_t row, int rows) {
+  const int8_t* a = job.activations + row * job.groups * job.group_chunks * kChunk;
+  const int8_t* w = reinterpret_cast<const int8_t*>(job.weights);
+  float f[kRows][kColumns] = {};
+  for (int64_t g = 0; g < job.groups; ++g) {
+    int32_t acc[kRows][kColumns] = {};
+    for (int64_t chunk = 0; chunk < job.group_chunks; ++chunk, a += rows * kChunk)
+      for (int quad = 0; quad < 4; ++quad, w += kColumns * 4)
+        for (int r = 0; r < rows; ++r) {
+          const int8_t* v = a + r * kChunk + quad * 4;
+          for (int n = 0; n < kColumns; ++n)
+            acc[r][n] += v[0] * w[4 * n] + v[1] * w[4 * n + 1] + v[2] * w[4 * n + 2] + v[3] * w[4 * n + 3];
+        }
+    const float* scale = job.scale + g * kColumns;
+    for (int r = 0; r < rows; ++r)
+      for (int n = 0; n < kColumns; ++n) f[r][n] = std::fma(static_cast<float>(acc[r][n]), scale[n], f[r][n]);
+  }
+  for (int r = 0; r < rows; ++r)
+    for (int n = 0; n < job.columns; ++n)
+      job.y[(row + r) * job.y_stride + n] = std::fma(f[r][n], job.row_scale[row + r], job.bias[n]);
+}
+
+void int8_panel(const Int8Job& job) {
+  for (int64_t t = job.first_tile; t < job.last_tile; ++t) {
+    const int64_t row = tile_row(job.m, job.tiles, t);
+    int8_tile(job, row, static_cast<int>(tile_row(job.m, job.tiles, t + 1) - row));
+  }
+}
+
+void float_panel(const FloatJob& job) {
+  const int64_t padded_k = job.groups * job.group_chunks * kChunk;
+  for (int64_t row = 0; row < job.m; ++row) {
+    const float* x = job.x + row * padded_k;
+    const int8_t* w = reinterpret_cast<const int8_t*>(job.weights);
+    float f[kColumns] = {};
+    for (int64_t g = 0; g < job.groups; ++g) {
+      float acc[kColumns] = {};
+      for (int64_t quad = 0; quad < job.group_chunks * 4; ++quad, x += 4, w += kColumns * 4)
+        for (int n = 0; n < kColumns; ++n)
+          acc[n] += x[0] * w[4 * n] + x[1] * w[4 * n + 1] + x[2] * w[4 * n + 2] + x[3] * w[4 * n + 3];
+      for (int n = 0; n < kColumns; ++n) f[n] += acc[n] * job.scale[g * kColumns + n];
+    }
+    for (int n = 0; n < job.columns; ++n) job.y[row * job.y_stride + n] = f[n] + job.bias[n];
+  }
+}
+
+void quantize_row(const RowJob& job) { quantize_row_generic(job); }
+
+}  // namespace
+
+const Kernels kPortableKernels = {Isa::kPortable, "portable", layout,     decode_inside, tile_rows,
+                                  quantize_row,   decode,     widen_half, int8_panel,    float_panel};
+
+}  // namespace ditpress
