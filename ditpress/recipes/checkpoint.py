@@ -41,7 +41,7 @@ class Checkpoints:
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run
-        self.records: dict[str, Manifest] = {}  # steps of this run, done now or found
+        self.records: dict[tuple[int, str], Manifest] = {}  # steps of this run, done now or found
 
     def folder(self, index: int, name: str, key: str) -> Path:
         """Where the step's files lie."""
@@ -49,19 +49,30 @@ class Checkpoints:
 
     def find(self, index: int, name: str, key: str) -> Manifest | None:
         """The manifest of a finished step, or None where it is missing or any of its files is not as written."""
-        try:
-            data = json.loads((self.folder(index, name, key) / MANIFEST).read_text(encoding="utf-8"))
-            manifest = Manifest(**data)
-        except (OSError, ValueError, TypeError):
-            return None
-        if manifest.key != key or manifest.schema != SCHEMA:
+        manifest = self.read(index, name, key)
+        if manifest is None:
             return None
         for relative, digest in manifest.files.items():
             path = self.run.path / relative
             if not path.is_file() or sha256_file(path) != digest:
                 return None
-        self.records[name] = manifest
+        self.records[index, name] = manifest
         return manifest
+
+    def note(self, index: int, name: str, key: str) -> None:
+        """Take a finished step into the records without a look at its files: a later step stands on them."""
+        manifest = self.read(index, name, key)
+        if manifest is not None:
+            self.records[index, name] = manifest
+
+    def read(self, index: int, name: str, key: str) -> Manifest | None:
+        """The manifest of a step, or None where there is none that can be read or it is of another key."""
+        try:
+            data = json.loads((self.folder(index, name, key) / MANIFEST).read_text(encoding="utf-8"))
+            manifest = Manifest(**data)
+        except (OSError, ValueError, TypeError):
+            return None
+        return manifest if manifest.key == key and manifest.schema == SCHEMA else None
 
     def do(
         self,
@@ -91,7 +102,7 @@ class Checkpoints:
         self.run.publish(prefix, work)
         if publish is not None:
             self.run.publish(relative, lambda part: _write(part, made[0]))
-        self.records[name] = made[0]
+        self.records[index, name] = made[0]
         return made[0]
 
 

@@ -61,12 +61,21 @@ def disk_errors(what: str, place: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        code = error.errno if isinstance(error, OSError) else None
-        if code in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+        codes = {cause.errno for cause in _causes(error) if isinstance(cause, OSError)}
+        texts = " ".join(str(cause) for cause in _causes(error))
+        if codes & {errno.ENOSPC, errno.EDQUOT} or os.strerror(errno.ENOSPC) in texts:
             raise InputError(
                 f"{place}: the disk is full while writing {what}; free some space and run again, "
                 "what is finished is kept"
             ) from error
-        if code in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise InputError(f"{place}: no right to write {what}; choose another folder") from error
+        if not isinstance(error, InputError) and codes & {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}:
+            raise InputError(f"{place}: cannot write {what}; choose a folder that you may write to") from error
         raise
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """``error`` and what it was raised from."""
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        current = current.__cause__

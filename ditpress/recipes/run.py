@@ -48,14 +48,14 @@ class RunFolder:
         target = self.path / name
         with disk_errors(name, self.path):
             shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
+            content = part / "content"  # temporary folders that fill() makes beside it are swept away with part
+            content.mkdir(parents=True)
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
-                fill(part)
-                replace_folder(part, target, self.path / f"{PART}old-{name.replace('/', '-')}")
-            except BaseException:
+                fill(content)
+                replace_folder(content, target, part / "old")
+            finally:
                 shutil.rmtree(part, ignore_errors=True)
-                raise
         return target
 
     def require_space(self, needed: int) -> None:

@@ -89,12 +89,14 @@ class Quantize(Stage):
 def quantize_linear(linear: nn.Linear, layer: LayerFormat, name: str = "weight") -> QuantizedLinear:
     """``linear`` in the storage of ``layer``, by round to nearest; ``name`` is used in errors."""
     format = get_format(layer.format)
-    weight = split_groups(linear.weight, layer.group_size, name)
+    device = linear.weight.device
+    weight = split_groups(linear.weight.cpu(), layer.group_size, name)
     scale = search_scale(weight, format, scale_dtype(layer.group_size, linear.in_features), name)
     codes = round_to_nearest(weight, scale, format).reshape(linear.out_features, linear.in_features)
     bias = None if linear.bias is None else linear.bias.detach().float().clone()
     activation = cast(Any, layer.activation)
-    return QuantizedLinear(pack(codes, format.bits), scale, format, linear.in_features, bias, activation)
+    packed = pack(codes, format.bits)
+    return QuantizedLinear(packed.to(device), scale.to(device), format, linear.in_features, bias, activation)
 
 
 def replace_module(root: nn.Module, old: nn.Module, new: nn.Module) -> None:
