@@ -43,7 +43,9 @@ class Calibration:
         if not wanted:
             return {}
         if not self.calls:
-            raise InputError("calibration without recorded calls: expected at least one; record some samples first")
+            raise InputError(
+                "calibration without recorded calls: expected at least one; record some samples first"
+            )
         seen: set[str] = set()
         handles = []
         try:

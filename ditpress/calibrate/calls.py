@@ -44,7 +44,9 @@ def record_calls(
     """
     calls: list[Call] = []
     with recording(denoiser.transformer, calls):
-        denoiser.sample(range(seed, seed + samples), steps=steps, guidance=guidance, description="calibration")
+        denoiser.sample(
+            range(seed, seed + samples), steps=steps, guidance=guidance, description="calibration"
+        )
     return calls
 
 
@@ -87,7 +89,9 @@ def load_calls(folder: Path | str) -> list[Call]:
         structure = json.loads((folder / _STRUCTURE).read_text(encoding="utf-8"))
         tensors = load_file(folder / _TENSORS)
         if structure["schema"] != SCHEMA:
-            raise InputError(f"{folder}: calls of schema {structure['schema']}, expected {SCHEMA}; record again")
+            raise InputError(
+                f"{folder}: calls of schema {structure['schema']}, expected {SCHEMA}; record again"
+            )
         return [Call(entry["timestep"], _unpacked(entry["kwargs"], tensors)) for entry in structure["calls"]]
     except InputError:
         raise
@@ -118,7 +122,9 @@ def _packed(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
         return {"tuple" if isinstance(value, tuple) else "list": items}
     if value is None or isinstance(value, bool | int | float | str):
         return {"value": value}
-    raise InputError(f"call argument {key}: a {type(value).__name__} cannot be stored, expected tensors or numbers")
+    raise InputError(
+        f"call argument {key}: a {type(value).__name__} cannot be stored, expected tensors or numbers"
+    )
 
 
 def _unpacked(value: Any, tensors: dict[str, Tensor]) -> Any:

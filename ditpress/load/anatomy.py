@@ -52,9 +52,7 @@ class Anatomy:
 
     def linears(self, transformer: nn.Module) -> dict[str, Role]:
         """Every linear, quantized or not, by full name, in model order. A shared one appears once."""
-        return {
-            name: self._role(name) for name, module in transformer.named_modules() if is_linear(module)
-        }
+        return {name: self._role(name) for name, module in transformer.named_modules() if is_linear(module)}
 
     def smooth_groups(self, transformer: nn.Module) -> list[SmoothGroup]:
         """All groups that can be folded exactly, block by block. Pruned-away modules have none."""

@@ -89,6 +89,6 @@ def _explained(error: Exception, target: Path) -> InputError | StageError | None
     # safetensors reports a full disk as its own error, with the system's text inside.
     if code in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error):
         return StageError(f"{target}: the disk is full, nothing was written; free some space and run again")
-    if code in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG):
+    if code in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG):
         return InputError(f"{target}: cannot be written ({os.strerror(code)}); choose another folder")
     return None

@@ -43,7 +43,9 @@ class Denoiser:
         default_steps, default_guidance: used by ``sample`` where the caller does not say.
     """
 
-    def __init__(self, pipeline: DiffusionPipeline, source: Source, anatomy: Anatomy, fingerprint: str) -> None:
+    def __init__(
+        self, pipeline: DiffusionPipeline, source: Source, anatomy: Anatomy, fingerprint: str
+    ) -> None:
         self.pipeline = pipeline
         self.source = source
         self.anatomy = anatomy
@@ -51,7 +53,9 @@ class Denoiser:
         parameters = inspect.signature(type(pipeline).__call__).parameters
         self._is_text = "prompt" in parameters
         self._guidance_name = next((name for name in _GUIDANCE_NAMES if name in parameters), None)
-        self.default_steps: int = _default(pipeline, parameters, "default_steps", "num_inference_steps", DEFAULT_STEPS)
+        self.default_steps: int = _default(
+            pipeline, parameters, "default_steps", "num_inference_steps", DEFAULT_STEPS
+        )
         self.default_guidance: float = _default(
             pipeline, parameters, "default_guidance", self._guidance_name, DEFAULT_GUIDANCE
         )
@@ -157,7 +161,9 @@ def load_denoiser(
         source = Source("pipeline", type(model).__name__, None)
         pipeline = model
         if not isinstance(getattr(pipeline, "transformer", None), nn.Module):
-            raise InputError(f"{type(pipeline).__name__}: has no transformer; expected a pipeline with a DiT in it")
+            raise InputError(
+                f"{type(pipeline).__name__}: has no transformer; expected a pipeline with a DiT in it"
+            )
     transformer = pipeline.transformer
     anatomy = anatomy_of(transformer)
     if not isinstance(model, str):
@@ -179,7 +185,9 @@ def load_scheduler(folder: Path) -> Any:
     name = read_json(folder / "scheduler_config.json").get("_class_name")
     cls = getattr(diffusers, str(name), None)
     if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)):
-        raise InputError(f"{folder}/scheduler_config.json: {name!r} is no scheduler of diffusers; check _class_name")
+        raise InputError(
+            f"{folder}/scheduler_config.json: {name!r} is no scheduler of diffusers; check _class_name"
+        )
     return cls.from_pretrained(folder, local_files_only=True)
 
 
@@ -202,7 +210,9 @@ def load_pipeline_folder(folder: Path) -> DiffusionPipeline:
     """A diffusers pipeline folder, float32. Raises InputError for one without a DiT or that does not load."""
     index = read_json(folder / "model_index.json")
     if "transformer" not in index:
-        raise InputError(f"{folder}: {index.get('_class_name')} has no transformer; expected a pipeline with a DiT")
+        raise InputError(
+            f"{folder}: {index.get('_class_name')} has no transformer; expected a pipeline with a DiT"
+        )
     transformer = load_transformer(folder / "transformer")
     cls = _pipeline_class(folder, index, transformer)
     components: dict[str, Any] = {"transformer": transformer}
@@ -225,7 +235,9 @@ def _pipeline_class(folder: Path, index: dict[str, Any], transformer: nn.Module)
     ours = {cls.__name__: cls for cls in (PixelDiTPipeline, LatentDiTPipeline)}
     cls = ours.get(name) or getattr(diffusers, name, None)
     if not (isinstance(cls, type) and issubclass(cls, DiffusionPipeline)):
-        raise InputError(f"{folder}/model_index.json: {name!r} is no pipeline of diffusers; check _class_name")
+        raise InputError(
+            f"{folder}/model_index.json: {name!r} is no pipeline of diffusers; check _class_name"
+        )
     if cls is DiTPipeline:
         # Diffusers' class needs a VAE and takes class 1000 for the empty one, whatever the class table holds.
         has_vae = index.get("vae", [None, None]) != [None, None]
@@ -260,7 +272,9 @@ def _json_keys(settings: Any) -> dict[str, Any]:
     }
 
 
-def _default(pipeline: DiffusionPipeline, parameters: Any, own: str, argument: str | None, otherwise: Any) -> Any:
+def _default(
+    pipeline: DiffusionPipeline, parameters: Any, own: str, argument: str | None, otherwise: Any
+) -> Any:
     """A setting of our pipelines, else the default value of the pipeline's own argument."""
     if isinstance(pipeline, ClassConditionalPipeline):
         return getattr(pipeline.config, own)

@@ -47,9 +47,7 @@ class Family:
     shared: tuple[str, ...] = ()  # submodules that hold the same tensors in every block
 
 
-def _modulated(
-    linears: tuple[str, ...], source: str, shift: int, scale: int, chunks: int
-) -> SmoothTemplate:
+def _modulated(linears: tuple[str, ...], source: str, shift: int, scale: int, chunks: int) -> SmoothTemplate:
     return SmoothTemplate(linears, "modulation", source, shift, scale, chunks)
 
 

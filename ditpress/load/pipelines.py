@@ -51,7 +51,9 @@ class ClassConditionalPipeline(DiffusionPipeline):
             return_dict: False gives ``(images,)``.
         """
         guidance_scale = self.config.default_guidance if guidance_scale is None else guidance_scale
-        num_inference_steps = self.config.default_steps if num_inference_steps is None else num_inference_steps
+        num_inference_steps = (
+            self.config.default_steps if num_inference_steps is None else num_inference_steps
+        )
         if output_type not in ("pil", "np", "pt", "latent"):
             raise InputError(f"output_type {output_type!r}: expected 'pil', 'np', 'pt' or 'latent'")
         config = self.transformer.config

@@ -93,18 +93,27 @@ class DitpressQuantizer(DiffusersQuantizer):
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
         if not self.pre_quantized:
-            raise InputError("a float model cannot be quantized while it loads; use a recipe, as in: ditpress w4a8")
+            raise InputError(
+                "a float model cannot be quantized while it loads; use a recipe, as in: ditpress w4a8"
+            )
 
     def update_missing_keys(self, model: nn.Module, missing_keys: list[str], prefix: str) -> list[str]:
         copies = self._copies()
         return [key for key in missing_keys if not any(_inside(key, name) for name in copies)]
 
     def check_if_quantized_param(
-        self, model: nn.Module, param_value: Tensor, param_name: str, state_dict: dict[str, Any], **kwargs: Any
+        self,
+        model: nn.Module,
+        param_value: Tensor,
+        param_name: str,
+        state_dict: dict[str, Any],
+        **kwargs: Any,
     ) -> bool:
         return param_name.rpartition(".")[0] in self.quantization_config.layers
 
-    def check_quantized_param_shape(self, param_name: str, current_param: Tensor, loaded_param: Tensor) -> bool:
+    def check_quantized_param_shape(
+        self, param_name: str, current_param: Tensor, loaded_param: Tensor
+    ) -> bool:
         raise InputError(
             f"{param_name}: shape {tuple(loaded_param.shape)} in the file, {tuple(current_param.shape)} by "
             "config.json; weights and config do not belong together"
@@ -126,7 +135,9 @@ class DitpressQuantizer(DiffusersQuantizer):
         expected = getattr(module, buffer)
         value = state_dict[param_name]
         if value.dtype != expected.dtype:
-            raise InputError(f"{param_name}: stored as {value.dtype}, expected {expected.dtype}; save the model again")
+            raise InputError(
+                f"{param_name}: stored as {value.dtype}, expected {expected.dtype}; save the model again"
+            )
         setattr(module, buffer, value.to(target_device))
 
     def get_state_dict_and_metadata(
@@ -144,7 +155,9 @@ class DitpressQuantizer(DiffusersQuantizer):
         for name, layer in self.quantization_config.layers.items():
             linear = _submodule(model, name)
             if not isinstance(linear, nn.Linear):
-                raise InputError(f"config.json: {name} is a {type(linear).__name__}, expected a linear; it is damaged")
+                raise InputError(
+                    f"config.json: {name} is a {type(linear).__name__}, expected a linear; it is damaged"
+                )
             with init_empty_weights(include_buffers=True):
                 quantized = QuantizedLinear.empty(
                     linear.in_features, linear.out_features, **layer, bias=linear.bias is not None
@@ -210,7 +223,9 @@ def _submodule(model: nn.Module, name: str) -> nn.Module:
     try:
         return model.get_submodule(name)
     except AttributeError as error:
-        raise InputError(f"config.json: {name} is not in {type(model).__name__}; it belongs to another model") from error
+        raise InputError(
+            f"config.json: {name} is not in {type(model).__name__}; it belongs to another model"
+        ) from error
 
 
 def _float_linear(quantized: QuantizedLinear) -> nn.Linear:

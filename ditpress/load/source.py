@@ -7,6 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+
 from ditpress.errors import InputError
 from ditpress.load.random_dit import architecture
 from ditpress.load.zoo import zoo_path
@@ -41,7 +50,9 @@ def resolve(model: str) -> Source:
         InputError: ``model`` is none of these, or a checkpoint that is not safetensors.
     """
     if not model:
-        raise InputError("MODEL is empty: expected zoo:NAME, random:DiT-XL/2, a folder or a hub id owner/name")
+        raise InputError(
+            "MODEL is empty: expected zoo:NAME, random:DiT-XL/2, a folder or a hub id owner/name"
+        )
     if model.startswith("zoo:"):
         return Source("zoo", model, zoo_path(model.removeprefix("zoo:")))
     if model.startswith("random:"):
@@ -69,21 +80,25 @@ def download(source: Source) -> Source:
 
     Raises InputError when the hub cannot be reached, or does not have or give away the repository.
     """
-    import httpx
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
     try:
         path = Path(snapshot_download(source.spec, allow_patterns=list(HUB_FILES)))
+    except HFValidationError as error:
+        raise InputError(
+            f"{source.spec}: neither a local folder nor a valid hub id; check the name"
+        ) from error
     except GatedRepoError as error:
         raise InputError(f"{source.spec}: gated on the hub; accept its terms and log in first") from error
     except RepositoryNotFoundError as error:
         raise InputError(
-            f"{source.spec}: neither a local folder nor a repository on the hub; check the name"
+            f"{source.spec}: neither a local folder nor a hub repository; check the name"
         ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except LocalEntryNotFoundError as error:
         raise InputError(
-            f"{source.spec}: no such folder, and the hub cannot be reached; give a local folder or try again online"
+            f"{source.spec}: no such folder, and the hub cannot be reached; give a local folder or go online"
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise InputError(
+            f"{source.spec}: the download failed ({error}); try again".replace("\n", " ")
         ) from error
     _folder_kind(path)
     return Source("hub", source.spec, path)

@@ -61,7 +61,9 @@ def transformer_class(folder: Path, config: dict[str, Any]) -> Any:
     if name == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero":
         name = "DiTTransformer2DModel"  # what DiT was called before diffusers 0.28
     if name not in _KNOWN:
-        raise InputError(f"{folder}/config.json: class {name!r} is no DiT we know, expected {', '.join(_KNOWN)}")
+        raise InputError(
+            f"{folder}/config.json: class {name!r} is no DiT we know, expected {', '.join(_KNOWN)}"
+        )
     return getattr(diffusers, name)
 
 
@@ -75,7 +77,9 @@ def check_safetensors(folder: Path) -> None:
         pickled = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in PICKLES)
         if pickled:
             raise InputError(f"{folder}: only safetensors is read, found {pickled[0]}; {CONVERT}")
-        raise InputError(f"{folder}: has no weights; expected diffusion_pytorch_model.safetensors beside config.json")
+        raise InputError(
+            f"{folder}: has no weights; expected diffusion_pytorch_model.safetensors beside config.json"
+        )
     if (folder / _INDEX).is_file():
         for name in sorted(set(read_json(folder / _INDEX).get("weight_map", {}).values())):
             if not (folder / name).is_file():
@@ -95,7 +99,9 @@ def check_finite(model: nn.Module, what: str) -> None:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         # The sum of a tensor is finite only if all of it is, unless it overflows: then look closely.
         if tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.isfinite().all():
-            raise InputError(f"{what}: {name} holds NaN or infinite values; the checkpoint is broken, get another")
+            raise InputError(
+                f"{what}: {name} holds NaN or infinite values; the checkpoint is broken, get another"
+            )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -105,7 +111,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); expected a JSON file") from error
     except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({first_line(error)}); download or write it again") from error
+        raise InputError(
+            f"{path}: not valid JSON ({first_line(error)}); download or write it again"
+        ) from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
