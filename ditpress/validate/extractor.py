@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPModel, CLIPProcessor
 
@@ -44,21 +45,30 @@ class FeatureExtractor:
         self.name = self.folder.name
         self.sha256 = _weights_sha256(self.folder)
         try:
-            model = CLIPModel.from_pretrained(self.folder, use_safetensors=True, local_files_only=True)
+            model, loading = CLIPModel.from_pretrained(
+                self.folder, use_safetensors=True, local_files_only=True, output_loading_info=True
+            )
             processor = CLIPProcessor.from_pretrained(self.folder, local_files_only=True)
-        except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(
                 f"extractor {self.folder}: cannot load it as a CLIP model ({reason}); "
                 "expected a folder of CLIPModel.save_pretrained and CLIPProcessor.save_pretrained"
             ) from error
+        if missing := loading["missing_keys"]:  # transformers would go on with random weights
+            raise InputError(
+                f"extractor {self.folder}: {len(missing)} weights of a CLIPModel are missing, "
+                f"such as {min(missing)}; save the whole model with save_pretrained"
+            )
         self.device = torch.device(device)
         self.model = model.float().eval().requires_grad_(False).to(self.device)
         self.tokenizer = processor.tokenizer
         self.num_features: int = model.config.projection_dim
         self._geometry = _Geometry(processor.image_processor)
-        self._mean = torch.tensor(processor.image_processor.image_mean, device=self.device).view(1, 3, 1, 1)
-        self._std = torch.tensor(processor.image_processor.image_std, device=self.device).view(1, 3, 1, 1)
+        self._mean, self._std = (
+            torch.tensor(values, device=self.device).view(1, 3, 1, 1)
+            for values in (processor.image_processor.image_mean, processor.image_processor.image_std)
+        )
 
     @torch.inference_mode()
     def features(

@@ -36,8 +36,8 @@ def tiles(report: Report) -> list[Tile]:
     size, fidelity, speed = report.size, report.fidelity, report.speed
     result = [
         Tile(
-            "Size",
-            f"{size.original_bytes / size.compressed_bytes:.2f}× smaller",
+            "Size reduction",
+            f"{size.original_bytes / size.compressed_bytes:.2f}×",
             f"{human_bytes(size.original_bytes)} → {human_bytes(size.compressed_bytes)}",
         ),
         Tile("Effective bits", f"{size.effective_bits:.2f}", "per parameter, everything counted"),
@@ -90,6 +90,33 @@ def rows(report: Report) -> list[Row]:
     ]
 
 
+def conditions(report: Report) -> str:
+    """Under which conditions the figures were taken, in sentences."""
+    fidelity = report.fidelity
+    if not fidelity.samples:
+        return "No samples were drawn."
+    drawn = [f"{fidelity.samples} samples"]
+    if fidelity.steps is not None:
+        drawn.append(f"{fidelity.steps} steps")
+    if fidelity.guidance is not None:
+        drawn.append(f"guidance {fidelity.guidance:g}")
+    sentences = [", ".join([*drawn, f"seeds from {report.seed}"]) + "."]
+    if fidelity.extractor is not None:
+        sentences.append(
+            f"Features: {fidelity.extractor.name}, {fidelity.extractor.num_features} numbers per image, "
+            f"sha256 {fidelity.extractor.sha256[:12]}; FID, KID, CLIP score and feature distance can be "
+            "compared only with figures of the same extractor."
+        )
+    if fidelity.reference is not None:
+        sentences.append(
+            f"Real images: {fidelity.reference.count} of {fidelity.reference.name}, sha256 "
+            f"{fidelity.reference.sha256[:12]}."
+        )
+    if fidelity.kid_subset_size is not None:
+        sentences.append(f"KID: mean over random subsets of {fidelity.kid_subset_size}.")
+    return " ".join(sentences)
+
+
 def _compared(
     label: str,
     hint: str,
@@ -121,12 +148,13 @@ def _kilo(value: float | None) -> float | None:
 
 
 def human_bytes(count: float | None) -> str:
-    """Bytes with a decimal unit: 1 MB = 10^6 bytes."""
+    """Bytes in a decimal unit (1 MB = 10^6 bytes), three digits."""
     if count is None:
         return NONE
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= scale:
-            return f"{count / scale:.2f} {unit}"
+            value = count / scale
+            return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f} {unit}"
     return f"{count:.0f} B"
 
 
@@ -140,7 +168,7 @@ def number(value: float | None) -> str:
     if value is None:
         return NONE
     if value == 0 or abs(value) >= 1e-3:
-        decimals = 1 if abs(value) >= 1000 else 2 if abs(value) >= 10 else 4
+        decimals = 1 if abs(value) >= 100 else 2 if abs(value) >= 10 else 3 if abs(value) >= 1 else 4
         return f"{value:.{decimals}f}".replace("-", "−")
     return scientific(value)
 

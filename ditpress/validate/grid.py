@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -17,7 +18,8 @@ from ditpress.validate.atomic import write_atomic
 
 SMALL, LARGE = 96, 256  # shown images are scaled to lie between these many pixels
 COLUMNS = 8
-GAP, LABEL_WIDTH, CAPTION_HEIGHT, MARGIN = 6, 128, 22, 16
+GAP, LABEL_WIDTH, CAPTION_HEIGHT, MARGIN = 6, 112, 32, 16
+CAPTION_LINES = 2
 PAPER, INK, MUTED = (255, 255, 255), (28, 32, 38), (107, 114, 128)
 
 
@@ -81,14 +83,14 @@ def image_grid(
     size = (2 * MARGIN + LABEL_WIDTH + columns * (cell[0] + GAP), MARGIN + bands * band_height)
     sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
-    font, small = ImageFont.load_default(13), ImageFont.load_default(11)
+    font, small = _font(12), _font(10)
     for band in range(bands):
         top = MARGIN + band * band_height
         members = range(band * columns, min((band + 1) * columns, len(original)))
         for column, index in enumerate(members):
             left = MARGIN + LABEL_WIDTH + column * (cell[0] + GAP)
             if captions is not None:
-                draw.text((left, top + 2), _shorten(draw, captions[index], small, cell[0]), MUTED, small)
+                draw.text((left, top), _wrap(captions[index], small, cell[0]), MUTED, small, spacing=2)
             for row, (_, images) in enumerate(rows):
                 sheet.paste(to_pil(images[index]), (left, top + caption_height + row * (cell[1] + GAP)))
         for row, (label, _) in enumerate(rows):
@@ -109,12 +111,27 @@ def save_grid(
     write_atomic(Path(path), png_bytes(image_grid(original, compressed, captions=captions, count=count)))
 
 
-def _shorten(
-    draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
-) -> str:
-    """The text, cut with an ellipsis where it is wider than ``width`` pixels."""
-    if draw.textlength(text, font) <= width:
-        return text
-    while text and draw.textlength(text + "…", font) > width:
-        text = text[:-1]
-    return text.rstrip() + "…"
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The text in at most :data:`CAPTION_LINES` lines of ``width`` pixels, cut with an ellipsis."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    cut = len(lines) > CAPTION_LINES
+    lines = lines[:CAPTION_LINES]
+    for index, line in enumerate(lines):
+        end = "…" if cut and index == CAPTION_LINES - 1 else ""
+        while line and font.getlength(line + end) > width:
+            line, end = line[:-1], "…"
+        lines[index] = line + end
+    return "\n".join(lines)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """matplotlib ships a font that knows "×" and most scripts; Pillow's own does not."""
+    return ImageFont.truetype(
+        str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size
+    )

@@ -28,7 +28,7 @@ class Pictures:
     original: Tensor
     compressed: Tensor
     captions: Sequence[str] | None = None
-    count: int = 12
+    count: int = 10
 
 
 def render_html(
@@ -58,6 +58,7 @@ def render_html(
         report=report,
         tiles=figures.tiles(report),
         rows=figures.rows(report),
+        conditions=figures.conditions(report),
         recipe_yaml=recipe_yaml,
         details=details,
         plots=_plots(details),

@@ -12,17 +12,20 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from ditpress.kernels.formats import FORMATS
 from ditpress.validate.sensitivity import LayerDetail, TimestepDetail
 
 # Colours that occur nowhere else, swapped for CSS variables in the SVG: one plot serves dark and light.
-INK, MUTED, LINE, GHOST = "#010101", "#010102", "#010103", "#010104"
-SERIES = ("#010111", "#010112", "#010113", "#010114", "#010115", "#010116")
-_VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", GHOST: "ghost"}
+INK, MUTED, LINE, GHOST, HIGH = "#010101", "#010102", "#010103", "#010104", "#010105"
+SERIES = ("#010111", "#010112", "#010113", "#010114", "#010115")
+_VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", GHOST: "ghost", HIGH: "high"}
 _VARIABLES |= {colour: f"series-{index + 1}" for index, colour in enumerate(SERIES)}
 
 _STYLE = {
     "svg.fonttype": "none",
     "font.size": 9,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
     "axes.edgecolor": LINE,
     "axes.labelcolor": MUTED,
     "axes.spines.top": False,
@@ -86,12 +89,13 @@ def layer_error_plot(layers: Sequence[LayerDetail]) -> str:
             panels[1].scatter(
                 [i for i, _ in known],
                 [db for _, db in known],
-                s=16,
+                s=22,
                 color=[bars[i] for i, _ in known],
                 linewidth=0,
             )
             panels[1].set_ylabel("output SQNR, dB")
         _block_axis(panels[-1], layers)
+        panels[0].tick_params(axis="x", length=0)
         _legend(panels[0], colours)
         return _svg(figure, "Error of every quantized layer", "layer-error")
 
@@ -116,9 +120,11 @@ def timestep_plot(timesteps: Sequence[TimestepDetail]) -> str:
 
 
 def _colours(layers: Sequence[LayerDetail]) -> dict[str, str]:
-    """A colour per format, in the order in which the formats appear; more than six share the last."""
-    formats = dict.fromkeys(layer.format for layer in layers)
-    return {name: SERIES[min(index, len(SERIES) - 1)] for index, name in enumerate(formats)}
+    """A colour per format: low-bit formats by appearance (the last shared), what stays high in slate."""
+    names = list(dict.fromkeys(layer.format for layer in layers))
+    low = [name for name in names if name in FORMATS]
+    colours = {name: SERIES[min(index, len(SERIES) - 1)] for index, name in enumerate(low)}
+    return {name: colours.get(name, HIGH) for name in names}
 
 
 def _legend(axes: Any, colours: dict[str, str]) -> None:

@@ -1,0 +1,93 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ditpress.errors import InputError, StageError
+from ditpress.validate import fidelity, paired
+from ditpress.validate.extractor import FeatureExtractor
+from ditpress.validate.reference import Reference, load_reference
+from ditpress.validate.validation import validate
+
+
+@pytest.fixture
+def images() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    original = torch.rand(12, 1, 28, 28, generator=generator)
+    return original, (original + 0.2 * torch.randn(original.shape, generator=generator)).clamp(0, 1)
+
+
+@pytest.fixture
+def reference(tmp_path: Path) -> Reference:
+    digits = np.random.default_rng(0).integers(0, 256, (6, 28, 28), dtype=np.uint8)
+    np.savez(tmp_path / "digits.npz", images=digits)
+    return load_reference(tmp_path / "digits.npz")
+
+
+def test_every_figure_compares_the_right_two_things(
+    extractor: FeatureExtractor, images: tuple[torch.Tensor, torch.Tensor], reference: Reference
+) -> None:
+    original, compressed = images
+    captions = ["one", "a one"] * 6
+    result = validate(
+        original,
+        compressed,
+        extractor=extractor,
+        steps=20,
+        guidance=4.0,
+        captions=captions,
+        reference=reference,
+        output_sqnr_db=12.5,
+    )
+    a, b = extractor.features(original), extractor.features(compressed)
+    real = extractor.features(torch.cat(list(reference.batches((1, 28, 28)))))
+    texts = extractor.text_features(captions)
+    assert result.original.fid == pytest.approx(fidelity.fid(a, real))
+    assert result.compressed.fid == pytest.approx(fidelity.fid(b, real))
+    assert result.compressed.fid_to_original == pytest.approx(fidelity.fid(b, a))
+    assert result.original.kid == pytest.approx(fidelity.kid(a, real))
+    assert result.compressed.kid == pytest.approx(fidelity.kid(b, real))
+    assert result.compressed.kid_to_original == pytest.approx(fidelity.kid(b, a))
+    assert result.original.clip == pytest.approx(fidelity.clip_score(a, texts))
+    assert result.compressed.clip == pytest.approx(fidelity.clip_score(b, texts))
+    assert len({result.original.fid, result.compressed.fid, result.compressed.fid_to_original}) == 3
+    assert result.paired.psnr == pytest.approx(paired.psnr(original, compressed))
+    assert result.paired.output_sqnr_db == 12.5
+    assert (result.samples, result.steps, result.guidance, result.kid_subset_size) == (12, 20, 4.0, 6)
+    assert result.extractor is not None
+    assert result.extractor.sha256 == extractor.sha256
+    assert result.reference is not None
+    assert result.reference.count == 6
+    assert len(result.warnings) == 1  # 12 samples are enough for 8 features, 6 real images are not
+    assert "6 reference images" in result.warnings[0]
+
+
+def test_without_reference_and_captions_only_the_original_is_the_measure(
+    extractor: FeatureExtractor, images: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    result = validate(*images, extractor=extractor, steps=None, guidance=None)
+    assert (result.original.fid, result.original.kid, result.original.clip) == (None, None, None)
+    assert (result.compressed.fid, result.compressed.clip, result.reference) == (None, None, None)
+    assert result.compressed.fid_to_original is not None
+    assert result.compressed.fid_to_original > 0
+    assert result.warnings == []
+
+
+def test_broken_samples_are_refused(
+    extractor: FeatureExtractor, images: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    original, compressed = images
+    compressed[3, 0, 5, 5] = float("nan")
+    with pytest.raises(StageError, match="compressed model hold NaN"):
+        validate(original, compressed, extractor=extractor, steps=1, guidance=None)
+
+
+def test_sets_that_do_not_fit_are_refused(
+    extractor: FeatureExtractor, images: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    original, compressed = images
+    with pytest.raises(InputError, match="n of at least 2"):
+        validate(original[:1], compressed[:1], extractor=extractor, steps=1, guidance=None)
+    with pytest.raises(InputError, match="3 captions for 12 samples"):
+        validate(original, compressed, extractor=extractor, steps=1, guidance=None, captions=["one"] * 3)
