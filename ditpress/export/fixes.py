@@ -24,8 +24,8 @@ def simplify(model: ir.Model) -> None:
 
     Embedders that a DiT repeats in every block are one set of tensors and one computation afterwards.
 
-    The rewrite rules of the exporter's own optimizer are left out on purpose: they drop ``x + 1e-15`` as if it
-    were ``x + 0``, which turns a guarded division into 0 / 0. ONNX Runtime does what they do while it loads.
+    The rewrite rules of the exporter's own optimizer are left out on purpose: they drop ``x + 1e-15`` as if
+    it were ``x + 0``, which turns a guarded division into 0 / 0. ONNX Runtime does the rest while it loads.
     """
     if model.functions:
         passes.InlinePass()(model)
@@ -56,7 +56,7 @@ def store_once(model: ir.Model) -> None:
             continue
         array = tensor.numpy()
         content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        digest = hashlib.blake2b(content, digest_size=32).digest()
+        digest = hashlib.blake2b(content.data, digest_size=32).digest()
         kept = first.setdefault((tensor.dtype, array.shape, digest), value)
         if kept is not value:
             ir.convenience.replace_all_uses_with(value, kept)
@@ -141,9 +141,6 @@ def strip_metadata(model: ir.Model) -> None:
     for value in _values(model):
         value.metadata_props.clear()
         value.doc_string = None
-        if value.const_value is not None:
-            value.const_value.doc_string = None
-            value.const_value.metadata_props.clear()
     folders = local_folders()
     for text in _texts(model):
         if EXPORTER_METADATA in text or any(folder in text for folder in folders):
@@ -168,6 +165,8 @@ def _texts(model: ir.Model) -> Iterator[str]:
     yield from (model.graph.name or "", model.producer_name or "", model.producer_version or "")
     for value in _values(model):
         yield value.name or ""
+        if value.const_value is not None:
+            yield from (value.const_value.name or "", value.const_value.doc_string or "")
     for node in model.graph.all_nodes():
         yield node.name or ""
         yield from (*node.metadata_props, *node.metadata_props.values(), node.doc_string or "")

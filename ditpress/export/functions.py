@@ -55,9 +55,8 @@ KINDS = {kind.name: kind for kind in (Kind(4, True), Kind(8, True), Kind(4, Fals
 # q = clamp(rint(x * (127 / amax)), -127, 127) per token. 1e-36 keeps 127 / amax finite: a row of zeros gives
 # q = 0 and step = 0, so y = bias.
 _QUANTIZE = """
-    last = Constant <value_ints = [-1]> ()
     magnitude = Abs (x)
-    amax = ReduceMax <keepdims = 1> (magnitude, last)
+    amax = ReduceMax <keepdims = 1> (magnitude, minus_one)
     top = Constant <value_float = 127.0> ()
     bottom = Constant <value_float = -127.0> ()
     smallest = Constant <value_float = 1e-36> ()
@@ -79,22 +78,26 @@ _NO_STEP = """
     y = Add (f, bias)
 """
 
-# All lengths are attributes of the node, so each of these vectors is a constant once inlined.
-_LENGTHS = """
+_LAST = """
     minus_one = Constant <value_ints = [-1]> ()
-    n_scalar = Constant <value_int: int = @N> ()
-    k_scalar = Constant <value_int: int = @K> ()
-    g_scalar = Constant <value_int: int = @group_size> ()
-    n = Reshape (n_scalar, minus_one)
-    k = Reshape (k_scalar, minus_one)
-    g = Reshape (g_scalar, minus_one)
 """
 
-# MatMulNBits wants codes [N, K / block, block / 2] and one float32 scale per block; its default zero point for
-# 4 bits is 8, ours too. A group may hold several blocks (`block_size` divides `group_size`).
-_NBITS_4 = """
-    block_scalar = Constant <value_int: int = @block_size> ()
-    block = Reshape (block_scalar, minus_one)
+
+def _length(name: str, attribute: str) -> str:
+    """An attribute of the node as a vector of one element; a constant once the function is inlined."""
+    return f"""
+    {name}_scalar = Constant <value_int: int = @{attribute}> ()
+    {name} = Reshape ({name}_scalar, minus_one)
+"""
+
+
+# MatMulNBits wants codes [N, K / block, block / 2] and one float32 scale per block; its default zero point
+# for 4 bits is 8, ours too. A group may hold several blocks (`block_size` divides `group_size`).
+_NBITS_4 = (
+    _length("n", "N")
+    + _length("g", "group_size")
+    + _length("block", "block_size")
+    + """
     two = Constant <value_ints = [2]> ()
     block_bytes = Div (block, two)
     codes_shape = Concat <axis = 0> (n, minus_one, block_bytes)
@@ -109,6 +112,7 @@ _NBITS_4 = """
     f = com.microsoft.MatMulNBits <K: int = @K, N: int = @N, bits = 4, block_size: int = @block_size,
                                    accuracy_level = 0> (a, blocked, scale_flat)
 """
+)
 
 # Exact: uint8 x uint8 in int32. Both sides carry the offset 128, so neither needs a signed kernel.
 _INTEGER_8 = """
@@ -125,12 +129,16 @@ _INTEGER_8 = """
 """
 
 # Gemm rather than Transpose and MatMul: ONNX Runtime turns the latter into a kernel with int8 activations.
-_FLATTEN = """
+_FLATTEN = (
+    _length("n", "N")
+    + _length("k", "K")
+    + """
     flat_shape = Concat <axis = 0> (minus_one, k)
     a_flat = Reshape (a, flat_shape)
     x_shape = Shape <start = 0, end = -1> (x)
     y_shape = Concat <axis = 0> (x_shape, n)
 """
+)
 _DEQUANTIZE_8 = (
     _FLATTEN
     + """
@@ -167,6 +175,7 @@ _BYTE_TABLE_4 = """
 """
 _LOOK_UP = (
     _FLATTEN
+    + _length("g", "group_size")
     + """
     zero_point = Constant <value = uint8 {0}> ()
     unit = Constant <value_float = 1.0> ()
@@ -200,9 +209,10 @@ _BODIES = {
 def function_proto(name: str, overload: str = "") -> onnx.FunctionProto:
     """The model-local function of node kind ``name``.
 
-    Inputs: x float32 ``[..., K]``; codes uint8 ``[N, K * bits / 8]``, row-major, the element of even index in
-    the low nibble; scale float16 or float32 ``[N, K / group_size]``; codebook int8 ``[2**bits]``; bias float32
-    ``[N]``. Output: float32 ``[..., N]``. Attributes: ``N``, ``K``, ``group_size`` and, for 4 bit, ``block_size``.
+    Inputs: x float32 ``[..., K]``; codes uint8 ``[N, K * bits / 8]``, row-major, the element of even index
+    in the low nibble; scale float16 or float32 ``[N, K / group_size]``; codebook int8 ``[2**bits]``; bias
+    float32 ``[N]``. Output: float32 ``[..., N]``. Attributes: ``N``, ``K``, ``group_size`` and, for affine
+    4-bit codes, ``block_size``.
 
     Raises:
         InputError: no such node kind or overload.
@@ -216,7 +226,7 @@ def function_proto(name: str, overload: str = "") -> onnx.FunctionProto:
     attributes = "N, K, group_size, block_size" if blocked else "N, K, group_size"
     contrib = f', "{CONTRIB_DOMAIN}": 1' if blocked else ""
     body = (
-        _LENGTHS
+        _LAST
         + (_QUANTIZE if kind.int8_activations else _KEEP)
         + _BODIES[kind.bits, kind.int8_activations, overload]
         + (_STEP if kind.int8_activations else _NO_STEP)
@@ -237,7 +247,7 @@ def block_size(group_size: int) -> int | None:
 
 
 def attach_functions(model: ir.Model) -> None:
-    """Give every ``ditpress`` node of ``model`` its overload and block size, and the model the functions used.
+    """Give every ``ditpress`` node its overload and block size, and ``model`` the functions they use.
 
     The codebook of each node must be a constant: which body a node needs depends on its values.
     """

@@ -93,8 +93,8 @@ class Signature:
         tensors, constants = flatten(kwargs)
         if SAMPLE_INPUT not in tensors:
             raise InputError(
-                f"recorded call has no tensor {SAMPLE_INPUT!r}: expected the keyword arguments of a diffusers "
-                f"transformer, got {', '.join(sorted(kwargs)) or 'none'}"
+                f"recorded call has no tensor {SAMPLE_INPUT!r}: expected the keyword arguments of a "
+                f"diffusers transformer, got {', '.join(sorted(kwargs)) or 'none'}"
             )
         batch = tensors[SAMPLE_INPUT].shape[0]
         batched = {

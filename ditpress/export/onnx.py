@@ -1,22 +1,18 @@
 """Export a denoising transformer to ONNX.
 
-Always in two steps, ``torch.export`` with a dynamic batch and then ``torch.onnx``: the one-step form falls back
-silently to captures with a fixed batch. The file is written to a temporary folder, compared with PyTorch at two
-batch sizes, and only then moved into place.
+Always in two steps, ``torch.export`` with a dynamic batch and then ``torch.onnx``: the one-step form falls
+back silently to captures with a fixed batch. The file is written to a temporary folder, compared with PyTorch
+at two batch sizes, and only then moved into place.
 """
 
 from __future__ import annotations
 
-import errno
+import inspect
 import json
-import os
-import shutil
-import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import onnx
@@ -24,15 +20,16 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 import onnxscript
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import ditpress.kernels.qlinear  # noqa: F401  (declares torch.ops.ditpress.qlinear)
 from ditpress.errors import InputError, StageError
-from ditpress.export.fixes import name_batch, repair, simplify, store_once, strip_metadata
+from ditpress.export.fixes import name_batch, repair, simplify, strip_metadata
 from ditpress.export.functions import DOMAIN, KINDS, OPSET, Kind, attach_functions
 from ditpress.export.inputs import OUTPUT_NAME, Keywords, RecordedCall, Signature
 from ditpress.export.parity import Parity, compare
 from ditpress.export.session import CONSTANTS_KEY, MODEL_FILE, onnx_session
+from ditpress.load.atomic import atomic_folder
 
 if TYPE_CHECKING:
     from ditpress.load.denoiser import Denoiser
@@ -59,18 +56,18 @@ def export_onnx(
     Args:
         denoiser: its transformer is exported, quantized layers as ``ditpress`` nodes.
         folder: created where missing; an older ``transformer`` in it is replaced at the end, never before.
-        calls: recorded calls of the transformer, for its inputs and for the comparison with PyTorch. None: two
-            calls are recorded from a short sampling run of the denoiser itself.
-        target: "ditpress" keeps our nodes, each with its model-local function; "portable" writes the functions
-            out, so that the file holds standard and contrib operators only.
+        calls: recorded calls of the transformer, for its inputs and for the comparison with PyTorch. None:
+            two calls are recorded from a short sampling run of the denoiser itself.
+        target: "ditpress" keeps our nodes, each with its model-local function; "portable" writes the
+            functions out, so that the file holds standard and contrib operators only.
         external_data_bytes: total of weights above which they go into ``model.onnx.data``.
 
     Returns:
         Path of ``model.onnx``.
 
     Raises:
-        InputError: an unknown target, calls that cannot be exported, or no space left in ``folder``.
-        StageError: the file does not compute what PyTorch computes.
+        InputError: an unknown target, calls that cannot be exported, or a folder that cannot be written.
+        StageError: the file does not compute what PyTorch computes, or the disk is full.
     """
     kwargs = [dict(call.kwargs) for call in calls] if calls is not None else record_kwargs(denoiser)
     path, _ = export_transformer(
@@ -106,7 +103,7 @@ def export_transformer(
     transformer.eval()
     try:
         model = build_model(transformer, signature, calls[0], target)
-        with _replaced_when_done(folder) as temporary:
+        with atomic_folder(folder) as temporary:
             path = temporary / MODEL_FILE
             _save(model, path, external_data_bytes)
             (temporary / "config.json").write_text(_config_json(transformer), encoding="utf-8")
@@ -154,12 +151,7 @@ def build_model(
     repair(model)
     attach_functions(model)
     if target == "portable":
-        passes.InlinePass()(model)
-        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-        store_once(model)
-        passes.CommonSubexpressionEliminationPass()(model)
-        passes.RemoveUnusedNodesPass()(model)
-        passes.RemoveUnusedOpsetsPass()(model)
+        simplify(model)  # inlines the functions and folds their shape arithmetic
     name_batch(model, signature.batched)
     passes.NameFixPass()(model)
     strip_metadata(model)
@@ -170,10 +162,10 @@ def build_model(
 def record_kwargs(denoiser: Denoiser, steps: int = 2) -> list[dict[str, Any]]:
     """Keyword arguments with which the pipeline itself calls its transformer, drawn from noise."""
     recorded: list[dict[str, Any]] = []
-    names = list(_parameters(denoiser.transformer))
+    signature = inspect.signature(denoiser.transformer.forward)
 
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        recorded.append({**dict(zip(names, args, strict=False)), **kwargs})
+        recorded.append(dict(signature.bind(*args, **kwargs).arguments))
 
     handle = denoiser.transformer.register_forward_pre_hook(hook, with_kwargs=True)
     try:
@@ -181,12 +173,6 @@ def record_kwargs(denoiser: Denoiser, steps: int = 2) -> list[dict[str, Any]]:
     finally:
         handle.remove()
     return recorded
-
-
-def _parameters(transformer: nn.Module) -> Iterator[str]:
-    import inspect
-
-    yield from inspect.signature(transformer.forward).parameters
 
 
 def _schema(kind: Kind) -> onnx.defs.OpSchema:
@@ -221,7 +207,6 @@ _OPS = {
     name: onnxscript.values.Op(onnxscript.values.Opset(DOMAIN, 1), name, _schema(kind))
     for name, kind in KINDS.items()
 }
-_STANDARD = onnxscript.values.Opset("", OPSET)
 
 
 def _translate(x: Any, codes: Any, scale: Any, codebook: Any, bias: Any, activation: str) -> Any:
@@ -255,7 +240,9 @@ def _constant(array: np.ndarray) -> Any:
 
 def _config_json(transformer: nn.Module) -> str:
     """The transformer's config without what belongs to the PyTorch checkpoint or to this machine."""
-    config = json.loads(transformer.to_json_string()) if hasattr(transformer, "to_json_string") else {}
+    config = (
+        json.loads(cast(Any, transformer).to_json_string()) if hasattr(transformer, "to_json_string") else {}
+    )
     return json.dumps(
         {key: value for key, value in config.items() if key not in ("_name_or_path", "quantization_config")},
         indent=2,
@@ -266,40 +253,3 @@ def _config_json(transformer: nn.Module) -> str:
 def _save(model: ir.Model, path: Path, external_data_bytes: int) -> None:
     total = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     ir.save(model, path, external_data=f"{MODEL_FILE}.data" if total > external_data_bytes else None)
-
-
-@contextmanager
-def _replaced_when_done(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside ``folder`` that takes its place when the block ends without an error."""
-    temporary = aside = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        for stale in folder.parent.glob(f".{folder.name}.*"):  # of a run that was killed
-            shutil.rmtree(stale, ignore_errors=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        yield temporary
-        temporary.chmod(0o755)  # mkdtemp makes it private
-        for file in temporary.iterdir():
-            _sync(file)
-        _sync(temporary)
-        if folder.exists():
-            aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)) / folder.name
-            os.replace(folder, aside)
-        os.replace(temporary, folder)
-        _sync(folder.parent)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise InputError(f"no space left for {folder}: free some or choose another folder") from error
-        raise
-    finally:
-        for left in (temporary, aside.parent if aside else None):
-            if left is not None:
-                shutil.rmtree(left, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

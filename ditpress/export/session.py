@@ -36,7 +36,7 @@ _DTYPES = {
 
 
 def onnx_library_path() -> Path | None:
-    """The custom-op library, for ``SessionOptions.register_custom_ops_library``; None where it was not built."""
+    """The library for ``SessionOptions.register_custom_ops_library``; None where it was not built."""
     return library_path()
 
 
@@ -101,9 +101,10 @@ def run_session(session: onnxruntime.InferenceSession, tensors: Mapping[str, Ten
 
 
 class OnnxTransformer(nn.Module):
-    """An exported transformer in the place of the PyTorch one: ``pipeline.transformer = OnnxTransformer(path)``.
+    """An exported transformer in the place of the PyTorch one.
 
-    Has no parameters; ``.to()`` and the like change nothing. Results come back on the device of ``hidden_states``.
+    ``pipeline.transformer = OnnxTransformer(path)`` is all it takes. It has no parameters, ``.to()`` and the
+    like change nothing. Results come back on the device of ``hidden_states``.
 
     Args:
         path: ``model.onnx`` or its folder.
@@ -161,9 +162,8 @@ class OnnxTransformer(nn.Module):
         tensors, constants = flatten({SAMPLE_INPUT: hidden_states, **kwargs})
         for name in tensors:
             if name not in self._inputs:
-                raise InputError(
-                    f"exported transformer takes no tensor {name!r}: its inputs are {', '.join(sorted(self._inputs))}"
-                )
+                known = ", ".join(sorted(self._inputs))
+                raise InputError(f"exported transformer takes no tensor {name!r}: its inputs are {known}")
         for name, value in constants.items():
             fixed = self._constants.get(name)
             if value != fixed and not _same_number(value, fixed):
