@@ -91,11 +91,15 @@ def load() -> ctypes.CDLL | None:
         raise InputError(
             f"{path} has ABI {library.ditpress_abi_version()}, expected {ABI_VERSION}: rebuild ditpress"
         )
-    for pool in (*(Path(torch.__file__).parent / "lib").glob("lib*omp*"), None):
-        # torch's own OpenMP pool, already loaded; None searches the whole process
+    for pool in (*torch_openmp_libraries(), None):  # None: whatever runtime the process has loaded
         if library.ditpress_use_openmp(str(pool).encode() if pool else None):
             break
     return library
+
+
+def torch_openmp_libraries() -> list[Path]:
+    """OpenMP runtimes that lie beside torch's own libraries: the pool that torch works on."""
+    return sorted((Path(torch.__file__).parent / "lib").glob("lib*omp*"))
 
 
 def last_error(library: ctypes.CDLL) -> str:

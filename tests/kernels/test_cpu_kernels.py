@@ -1,0 +1,149 @@
+"""Every C++ path that this machine can run, against the definition: the same bits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from ditpress.errors import InputError
+from ditpress.kernels import cpu
+from ditpress.kernels.cpu.weights import PackedWeight
+from ditpress.kernels.reference import qlinear_reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from qlinear_cases import SCALARS, Case, expected64, make_case, supported_paths
+from torch import Tensor
+
+pytestmark = pytest.mark.skipif(cpu.library_path() is None, reason="the C++ kernels are not built")
+
+PATHS = supported_paths()
+
+
+def run(case: Case, activation: str, path: str) -> Tensor:
+    weight = PackedWeight(case.x.shape[-1], case.codes, case.scale, case.codebook, activation, path)
+    return weight.run(case.x, case.bias)
+
+
+def check(case: Case, activation: str, path: str) -> None:
+    y = run(case, activation, path)
+    if activation == "int8":
+        assert torch.equal(y, qlinear_reference(*case.arguments(activation)))
+        return
+    expected, size = expected64(case, activation)
+    assert np.all(np.abs(y.numpy() - expected) <= (case.x.shape[-1] + 2) * 2.0**-23 * size)
+
+
+def test_this_machine_runs_something() -> None:
+    assert "portable" in PATHS
+    assert cpu.isa() in (*PATHS, "reference")
+
+
+@pytest.mark.parametrize("path", PATHS)
+@settings(max_examples=120, deadline=None)
+@given(
+    name=st.sampled_from(SCALARS),
+    activation=st.sampled_from(["int8", "none"]),
+    rows=st.one_of(st.integers(0, 30), st.sampled_from([255, 256, 300])),
+    out_features=st.integers(1, 150),
+    group=st.one_of(st.integers(1, 40), st.sampled_from([64, 128])),
+    groups=st.integers(1, 5),
+    half=st.booleans(),
+    bias=st.booleans(),
+    magnitude=st.sampled_from([1e-30, 1.0, 1e6]),
+    seed=st.integers(0, 2**31),
+)
+def test_any_shape(
+    path: str,
+    name: str,
+    activation: str,
+    rows: int,
+    out_features: int,
+    group: int,
+    groups: int,
+    half: bool,
+    bias: bool,
+    magnitude: float,
+    seed: int,
+) -> None:
+    case = make_case(
+        name, rows, out_features, group, groups, seed=seed, half=half, bias=bias, magnitude=magnitude
+    )
+    check(case, activation, path)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("activation", ["int8", "none"])
+@pytest.mark.parametrize(("rows", "out_features", "k"), [(1, 1, 1), (3, 1, 9), (0, 5, 16), (2, 65, 33)])
+def test_small_corners(rows: int, out_features: int, k: int, activation: str, path: str) -> None:
+    check(make_case("int4", rows, out_features, k, 1), activation, path)
+    check(make_case("int8", rows, out_features, k, 1), activation, path)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("groups", [1, 9])
+@pytest.mark.parametrize("rows", [64, 260])
+def test_a_layer_of_a_model(rows: int, groups: int, path: str) -> None:
+    check(make_case("int4", rows, 384, 1152 // groups, groups, half=groups > 1), "int8", path)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_extreme_codes_do_not_saturate(path: str) -> None:
+    """The largest products that bytes can have, all of one sign, over a long K."""
+    k = 2048
+    case = make_case("int8", 4, 16, k, 1)
+    case.codes[:8], case.codes[8:] = 0, 255  # -128 and 127
+    case.x = torch.ones(4, k)
+    case.x[2:] = -1.0
+    check(case, "int8", path)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_non_finite_rows_match_the_reference_in_kind(groups: int, path: str) -> None:
+    case = make_case("nf4", 8, 20, 16, groups)
+    case.x[0], case.x[1] = 0.0, 1e-40
+    case.x[2, 3], case.x[3, 3], case.x[4, 3] = torch.nan, torch.inf, -torch.inf
+    y, expected = run(case, "int8", path), qlinear_reference(*case.arguments("int8"))
+    torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
+    floats, expected = run(case, "none", path), qlinear_reference(*case.arguments("none"))
+    assert torch.equal(floats.isnan(), expected.isnan())
+    assert torch.equal(floats.isinf(), expected.isinf())
+    assert floats[5:].isfinite().all()
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("activation", ["int8", "none"])
+def test_thread_count_does_not_change_a_bit(activation: str, path: str) -> None:
+    before = torch.get_num_threads()
+    try:
+        for rows, out_features in ((70, 100), (3, 300), (65, 8)):
+            case = make_case("int4", rows, out_features, 32, 3, half=True)
+            torch.set_num_threads(1)
+            one = run(case, activation, path)
+            torch.set_num_threads(2)
+            assert torch.equal(run(case, activation, path), one)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_torchs_own_thread_pool_is_used() -> None:
+    """torch brings an OpenMP runtime on this platform, and the library finds it without loading another."""
+    library = cpu.load()
+    assert library is not None
+    pools = [str(path) for path in cpu.torch_openmp_libraries()]
+    if not pools:
+        pytest.skip("this torch build has no OpenMP library beside it")
+    assert library.ditpress_use_openmp(pools[0].encode()) == 1
+    assert library.ditpress_use_openmp(b"/nonexistent/libgomp.so") == 0
+
+
+def test_packed_size_is_that_of_the_codes() -> None:
+    case = make_case("int4", 1, 128, 64, 4, half=True)
+    weight = PackedWeight(256, case.codes, case.scale, case.codebook, "int8")
+    assert weight.nbytes() == case.codes.numel() + 2 * case.scale.numel()
+
+
+def test_unknown_path_is_an_error() -> None:
+    case = make_case("int4", 1, 1, 4, 1)
+    with pytest.raises(InputError, match="'sse9' is unknown"):
+        PackedWeight(4, case.codes, case.scale, case.codebook, "int8", "sse9")

@@ -1,0 +1,89 @@
+"""Formats against their definitions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from ditpress.errors import InputError
+from ditpress.kernels.formats import FORMATS, Format, get_format
+from scipy.stats import norm
+
+# Dettmers et al. 2023 (QLoRA), appendix E.
+NF4 = [
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+    -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+    0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+]  # fmt: skip
+
+
+def scalars(name: str) -> list[int]:
+    return [entry[0] for entry in get_format(name).codebook]
+
+
+def test_integers_are_offset_codes() -> None:
+    assert scalars("int4") == list(range(-8, 8))
+    assert scalars("int8") == list(range(-128, 128))
+
+
+@pytest.mark.parametrize(
+    ("name", "exponent_bits", "mantissa_bits", "step"),
+    [("fp4-e2m1", 2, 1, 2.0), ("fp4-e1m2", 1, 2, 4.0), ("fp4-e3m0", 3, 0, 4.0)],
+)
+def test_minifloats_follow_sign_exponent_mantissa(
+    name: str, exponent_bits: int, mantissa_bits: int, step: float
+) -> None:
+    bias = 2 ** (exponent_bits - 1) - 1
+    values = []
+    for code in range(16):
+        sign = -1.0 if code & 8 else 1.0
+        exponent, mantissa = (code & 7) >> mantissa_bits, (code & 7) % 2**mantissa_bits
+        fraction = mantissa / 2**mantissa_bits
+        if exponent:
+            values.append(sign * 2.0 ** (exponent - bias) * (1 + fraction))
+        else:
+            values.append(sign * 2.0 ** (1 - bias) * fraction)
+    # One factor, a power of two, turns the floats into the integers of the codebook.
+    smallest = min(v for v in values if v > 0)
+    assert [v / smallest for v in values] == scalars(name)
+    if name == "fp4-e2m1":
+        assert values[:8] == [0, 0.5, 1, 1.5, 2, 3, 4, 6]  # OCP Microscaling Formats 1.0
+        assert smallest * step == 1.0
+
+
+def test_nf4_matches_the_paper_and_normal_quantiles() -> None:
+    assert scalars("nf4") == [round(127 * v) for v in NF4]
+    offset = 0.5 * ((1 - 1 / 32) + (1 - 1 / 30))
+    positive = norm.ppf(np.linspace(offset, 0.5, 9)[:-1])
+    negative = -norm.ppf(np.linspace(offset, 0.5, 8)[:-1])
+    expected = np.sort(np.concatenate([positive, negative, [0.0]]))
+    assert scalars("nf4") == np.rint(127 * expected / expected.max()).astype(int).tolist()
+
+
+def test_properties() -> None:
+    for name, fmt in FORMATS.items():
+        assert fmt.name == name
+        table = fmt.codebook_tensor()
+        assert table.dtype == torch.int8
+        assert tuple(table.shape) == (2**fmt.bits, fmt.vector_length)
+        assert fmt.max_abs == int(table.int().abs().max())
+    assert Format("vq", 2, ((0, 1, 2), (3, 4, 5), (-6, 7, 8), (9, 1, 2))).vector_length == 3
+
+
+@pytest.mark.parametrize(
+    ("bits", "codebook", "message"),
+    [
+        (3, ((0,),) * 8, "3 bits"),
+        (1, ((0,),), "codebook of 1 entries, expected 2"),
+        (1, ((0,), (0, 1)), "one common length"),
+        (1, ((0,), (200,)), r"\[-128, 127\]"),
+    ],
+)
+def test_bad_formats_are_refused(bits: int, codebook: tuple[tuple[int, ...], ...], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Format("bad", bits, codebook)
+
+
+def test_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(InputError, match=r"'int5'.*fp4-e2m1"):
+        get_format("int5")
