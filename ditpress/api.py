@@ -39,7 +39,9 @@ def compress(
         InputError: bad model, recipe, setting or folder, or a full disk; the message says what to do.
         StageError: a stage failed.
     """
-    return run_recipe(model, load_recipe(recipe, overrides), out, fresh=fresh, scheduler=scheduler, device=device)
+    return run_recipe(
+        model, load_recipe(recipe, overrides), out, fresh=fresh, scheduler=scheduler, device=device
+    )
 
 
 def load(path: str | Path) -> DiffusionPipeline:

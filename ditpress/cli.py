@@ -99,12 +99,18 @@ _quiet = click.option("--quiet", is_flag=True, help="No progress bars, no table.
 _seed = click.option("--seed", type=click.IntRange(min=0), help="Seed of calibration and of the images.")
 _steps = click.option("--steps", type=click.IntRange(min=1), help="Denoising steps of the images.")
 _guidance = click.option("--guidance", type=float, help="Guidance scale of calibration and images.")
-_samples = click.option("--samples", type=click.IntRange(min=0), help="Images per model; 0: no image figures.")
-_out = click.option("-o", "out", type=click.Path(path_type=Path), help="The run folder OUT; resumes a run in it.")
+_samples = click.option(
+    "--samples", type=click.IntRange(min=0), help="Images per model; 0: no image figures."
+)
+_out = click.option(
+    "-o", "out", type=click.Path(path_type=Path), help="The run folder OUT; resumes a run in it."
+)
 
 run_options = _options(
     _out,
-    click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Override a setting; repeatable."),
+    click.option(
+        "--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Override a setting; repeatable."
+    ),
     click.option("--dry-run", is_flag=True, help="Print size, time and memory estimates; touch nothing."),
     click.option("--fresh", is_flag=True, help="Start anew; replaces an earlier run in OUT."),
     _seed,
@@ -208,8 +214,12 @@ def inspect_command(model: str, scheduler: Path | None, device: str, as_json: bo
 @cli.command("validate")
 @click.argument("out", type=click.Path(path_type=Path))
 @_options(_samples, _steps, _guidance, _json, _quiet)
-@click.option("--extractor", type=click.Path(path_type=Path), help="CLIP folder behind FID, KID and CLIP score.")
-@click.option("--reference", type=click.Path(path_type=Path), help="Folder or .npz of real images for FID and KID.")
+@click.option(
+    "--extractor", type=click.Path(path_type=Path), help="CLIP folder behind FID, KID and CLIP score."
+)
+@click.option(
+    "--reference", type=click.Path(path_type=Path), help="Folder or .npz of real images for FID and KID."
+)
 def validate_command(
     out: Path,
     samples: int | None,
@@ -236,7 +246,9 @@ def validate_command(
 
 @cli.command("bench")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of ONNX Runtime; default: its own choice.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="Threads of ONNX Runtime; default: its own choice."
+)
 @_options(_json, _quiet)
 def bench_command(out: Path, threads: int | None, as_json: bool, quiet: bool) -> None:
     """Time one denoising step of the run OUT against the original in fp32, both in ONNX Runtime."""
@@ -250,8 +262,12 @@ def bench_command(out: Path, threads: int | None, as_json: bool, quiet: bool) ->
 
 @cli.command("sample")
 @click.argument("model", default=DEFAULT_MODEL)
-@click.option("-o", "out", type=click.Path(path_type=Path), required=True, help="PNG file with a grid of the images.")
-@click.option("--samples", type=click.IntRange(min=1), default=16, show_default=True, help="Number of images.")
+@click.option(
+    "-o", "out", type=click.Path(path_type=Path), required=True, help="PNG file with a grid of the images."
+)
+@click.option(
+    "--samples", type=click.IntRange(min=1), default=16, show_default=True, help="Number of images."
+)
 @_options(_seed, _steps, _guidance, _scheduler, _device, _quiet)
 def sample_command(
     model: str,
@@ -269,7 +285,14 @@ def sample_command(
 
     with _silence(quiet):
         sample_grid(
-            model, out, count=samples, seed=seed or 0, steps=steps, guidance=guidance, scheduler=scheduler, device=device
+            model,
+            out,
+            count=samples,
+            seed=seed or 0,
+            steps=steps,
+            guidance=guidance,
+            scheduler=scheduler,
+            device=device,
         )
     if not quiet:
         click.echo(str(out))

@@ -7,4 +7,13 @@ from ditpress.compress.stage import STAGES, LayerFormat, Stage, check_order, par
 
 make_callable(__name__)
 
-__all__ = ["STAGES", "LayerFormat", "Quantize", "Smooth", "Stage", "check_order", "parse_stage", "register_stage"]
+__all__ = [
+    "STAGES",
+    "LayerFormat",
+    "Quantize",
+    "Smooth",
+    "Stage",
+    "check_order",
+    "parse_stage",
+    "register_stage",
+]

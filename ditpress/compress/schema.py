@@ -39,7 +39,9 @@ def parse(model: type[S], data: object, where: str) -> S:
     if data is None:
         data = {}
     if not isinstance(data, Mapping):
-        raise InputError(f"{where}: expected fields with values ({', '.join(model.model_fields)}), got {data!r}")
+        raise InputError(
+            f"{where}: expected fields with values ({', '.join(model.model_fields)}), got {data!r}"
+        )
     try:
         return model.model_validate(data)
     except ValidationError as error:

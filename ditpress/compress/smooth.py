@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ditpress.calibrate.statistics import Want
+from ditpress.calibrate.calibration import Want
 from ditpress.compress.stage import Stage, register_stage
 from ditpress.errors import InputError, StageError
 
@@ -49,7 +49,9 @@ class Smooth(Stage):
     kind: Literal["smooth"] = "smooth"
     not_after: ClassVar[frozenset[str]] = frozenset({"smooth", "quantize"})  # folding needs float weights
 
-    alpha: float = Field(default=0.5, ge=0.0, le=1.0, description="migration strength, eq. 4; 0.5 in the paper")
+    alpha: float = Field(
+        default=0.5, ge=0.0, le=1.0, description="migration strength, eq. 4; 0.5 in the paper"
+    )
 
     def wants(self, denoiser: Denoiser) -> list[Want]:
         """Input range of one linear of every group: the others read the same input."""
@@ -64,7 +66,9 @@ class Smooth(Stage):
         with torch.no_grad():
             for group in groups:
                 linears = [transformer.get_submodule(name) for name in group.linears]
-                weight_absmax = torch.stack([_weight(linear).abs().amax(dim=0) for linear in linears]).amax(dim=0)
+                weight_absmax = torch.stack([_weight(linear).abs().amax(dim=0) for linear in linears]).amax(
+                    dim=0
+                )
                 absmax = statistics[Want(group.linears[0], STATISTIC)].to(weight_absmax.device)
                 fold(transformer, group, smoothing_factors(absmax, weight_absmax, self.alpha))
 
@@ -86,7 +90,9 @@ def fold(transformer: nn.Module, group: SmoothGroup, factors: Tensor) -> None:
             _divide(bias, factors)
         return
     if not isinstance(bias, Tensor):
-        raise StageError(f"{group.source} has no bias, which must absorb the smoothing; leave the stage smooth out")
+        raise StageError(
+            f"{group.source} has no bias, which must absorb the smoothing; leave the stage smooth out"
+        )
     size = weight.shape[0] // group.chunks
     if group.shift_chunk is not None:
         rows = slice(group.shift_chunk * size, (group.shift_chunk + 1) * size)
@@ -102,9 +108,13 @@ def _check(transformer: nn.Module, group: SmoothGroup, absmax: Tensor) -> None:
     """Everything that can be wrong with a group, before the first weight changes."""
     for name in (*group.linears, group.source):
         if not bool(torch.isfinite(_weight(transformer.get_submodule(name))).all()):
-            raise InputError(f"{name}.weight holds NaN or infinite values; give a checkpoint with finite weights")
+            raise InputError(
+                f"{name}.weight holds NaN or infinite values; give a checkpoint with finite weights"
+            )
     if not bool(torch.isfinite(absmax).all()):
-        raise StageError(f"the inputs of {group.linears[0]} overflow during calibration; check the checkpoint")
+        raise StageError(
+            f"the inputs of {group.linears[0]} overflow during calibration; check the checkpoint"
+        )
 
 
 def _weight(module: nn.Module) -> Tensor:

@@ -13,7 +13,7 @@ from ditpress.compress.schema import Settings, parse, suggest
 from ditpress.errors import InputError
 
 if TYPE_CHECKING:
-    from ditpress.calibrate.statistics import Want
+    from ditpress.calibrate.calibration import Want
     from ditpress.load.denoiser import Denoiser
 
 

@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from ditpress.calibrate.calls import Call, load_calls, record_calls
 from ditpress.errors import InputError
 from ditpress.export.inputs import Signature
@@ -16,7 +18,7 @@ from ditpress.load.denoiser import Denoiser, load_denoiser
 from ditpress.recipes.checkpoint import MANIFEST
 from ditpress.recipes.run import read_marker
 from ditpress.validate.report import Speed
-from ditpress.validate.speed import paired
+from ditpress.validate.speed import bench
 
 ORIGINAL = "original-onnx"  # name of the step that exports the original
 BATCH = 2  # one image under classifier-free guidance
@@ -34,13 +36,18 @@ def measure(original: Path, compressed: Path, calls: Sequence[Call], *, threads:
         original: folder of :func:`export_original`.
         compressed: folder with the exported ``model.onnx`` of a run.
         calls: recorded calls; the inputs of the middle one are used, with a batch of two.
-        threads: of ONNX Runtime; None leaves the choice to it.
+        threads: of ONNX Runtime; None: as many as torch uses.
     """
+    threads = threads or torch.get_num_threads()
     call = calls[len(calls) // 2]
     inputs = Signature.of(call.kwargs).arguments(call.kwargs, BATCH)
     first = onnx_session(original / "transformer", threads)
     second = onnx_session(compressed, threads)
-    return paired(lambda: run_session(first, inputs), lambda: run_session(second, inputs))
+    steps = {
+        "original": lambda: run_session(first, inputs),
+        "compressed": lambda: run_session(second, inputs),
+    }
+    return Speed(**bench(steps, threads=threads))
 
 
 def bench_run(out: str | Path, *, threads: int | None = None) -> Speed:
@@ -62,7 +69,9 @@ def bench_run(out: str | Path, *, threads: int | None = None) -> Speed:
             return measure(original, compressed, load_calls(calls), threads=threads)
         denoiser = load_denoiser(marker["model"], scheduler=marker["scheduler"], seed=marker["seed"])
         if denoiser.fingerprint != marker["fingerprint"]:
-            raise InputError(f"{path}: {marker['model']} is not the model of this run any more; run its recipe again")
+            raise InputError(
+                f"{path}: {marker['model']} is not the model of this run any more; run its recipe again"
+            )
         recorded = record_calls(denoiser, samples=1, steps=1, guidance=None, seed=0)
         export_original(denoiser, recorded, Path(scratch))
         return measure(Path(scratch), compressed, recorded, threads=threads)

@@ -69,7 +69,9 @@ def conclude(
         size=size_of(before, denoiser.transformer, onnx_bytes=onnx_bytes),
         fidelity=fidelity,
         parity=Parity(onnx_vs_torch_max_abs=parity["max_abs"], onnx_vs_torch_psnr=parity["psnr"]),
-        speed=Speed(hardware=here.cpu, threads=here.threads, original_ms=None, compressed_ms=None, speedup=None)
+        speed=Speed(
+            hardware=here.cpu, threads=here.threads, original_ms=None, compressed_ms=None, speedup=None
+        )
         if speed is None
         else Speed(**speed),
         stages=[

@@ -31,7 +31,11 @@ log = logging.getLogger(__name__)
 
 
 def load_for(
-    model: str | DiffusionPipeline, recipe: Recipe, *, scheduler: str | Path | None = None, device: str = "cpu"
+    model: str | DiffusionPipeline,
+    recipe: Recipe,
+    *,
+    scheduler: str | Path | None = None,
+    device: str = "cpu",
 ) -> tuple[Denoiser, Recipe]:
     """The denoiser, and the recipe with the model's own steps and guidance written in.
 
@@ -110,9 +114,7 @@ class _Run:
     def go(self) -> Result:
         recipe, validation = self.recipe, self.recipe.validation
         before = skeleton(self.denoiser.transformer)
-        base = content_key(
-            self.denoiser.fingerprint, recipe.seed, recipe.calibration.model_dump(mode="json")
-        )
+        base = content_key(self.denoiser.fingerprint, recipe.seed, recipe.calibration.model_dump(mode="json"))
         recorded = self.step(0, "calibration", base, lambda part: steps.record(self.denoiser, recipe, part))
         calls = load_calls(self.folder(0, recorded))
         drawing = validation.model_dump(mode="json", include={"samples", "steps", "guidance"})
@@ -132,7 +134,9 @@ class _Run:
         key, errors = self.compress(base, calls)
         self.step(self.last + 1, "model", content_key(key, "model"), self.save_model, publish="model")
         exported = content_key(key, "onnx", recipe.export.model_dump(mode="json"))
-        onnx = self.step(self.last + 2, "onnx", exported, lambda part: self.export(calls, part), publish="onnx")
+        onnx = self.step(
+            self.last + 2, "onnx", exported, lambda part: self.export(calls, part), publish="onnx"
+        )
         judged = self.step(
             self.last + 3,
             "validation",
@@ -239,4 +243,6 @@ def _named(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         first = str(error).strip().splitlines()
-        raise StageError(f"{what} failed: {type(error).__name__}: {first[0] if first else 'no message'}") from error
+        raise StageError(
+            f"{what} failed: {type(error).__name__}: {first[0] if first else 'no message'}"
+        ) from error

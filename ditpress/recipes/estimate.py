@@ -89,14 +89,18 @@ def role_table(denoiser: Denoiser, recipe: Recipe) -> tuple[RoleRow, ...]:
     for name, role in denoiser.anatomy.linears(denoiser.transformer).items():
         row = (role.value, formats.get(name, "as it is"))
         layers[row] += 1
-        parameters[row] += sum(tensor.numel() for tensor in denoiser.transformer.get_submodule(name).parameters())
+        parameters[row] += sum(
+            tensor.numel() for tensor in denoiser.transformer.get_submodule(name).parameters()
+        )
     return tuple(RoleRow(role, count, parameters[role, form], form) for (role, form), count in layers.items())
 
 
 def disk_bytes(denoiser: Denoiser, recipe: Recipe) -> int:
     """The most that a run writes: a float copy per stage that keeps floats, the original in ONNX, the results."""
     full = _float_bytes(denoiser)
-    small = size_of(skeleton(denoiser.transformer), planned(denoiser, recipe.stages), float_bits=32).compressed_bytes
+    small = size_of(
+        skeleton(denoiser.transformer), planned(denoiser, recipe.stages), float_bits=32
+    ).compressed_bytes
     copies = sum(full if not stage.layer_formats(denoiser) else small for stage in recipe.stages)
     return copies + 2 * small + (full if recipe.validation.speed else 0) + 50_000_000
 
@@ -107,12 +111,16 @@ def _float_bytes(denoiser: Denoiser) -> int:
 
 def _seconds(denoiser: Denoiser, recipe: Recipe) -> float:
     """Calls of the transformer, weighed by one timed call with one image, and the weights to round."""
-    (call,) = record_calls(denoiser, samples=1, steps=1, guidance=recipe.calibration.guidance, seed=recipe.seed)[:1]
+    (call,) = record_calls(
+        denoiser, samples=1, steps=1, guidance=recipe.calibration.guidance, seed=recipe.seed
+    )[:1]
     started = time.perf_counter()
     run_call(denoiser.transformer, call)
     per_image = time.perf_counter() - started
     calibration = recipe.calibration.samples * recipe.calibration.steps
-    passes = 3 + sum(bool(stage.wants(denoiser)) for stage in recipe.stages)  # record, outputs, error of the outputs
+    passes = 3 + sum(
+        bool(stage.wants(denoiser)) for stage in recipe.stages
+    )  # record, outputs, error of the outputs
     sampling = 2 * recipe.validation.samples * (recipe.validation.steps or denoiser.default_steps)
     exports = EXPORT_CALLS * (2 if recipe.validation.speed else 1)
     rounded = {name for stage in recipe.stages for name in stage.layer_formats(denoiser)}

@@ -21,7 +21,11 @@ def sha256_file(path: Path) -> str:
 
 def hash_tree(folder: Path, root: Path) -> dict[str, str]:
     """sha256 of every file below ``folder``, by its path relative to ``root``."""
-    return {path.relative_to(root).as_posix(): sha256_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(root).as_posix(): sha256_file(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def sync_tree(folder: Path) -> None:
@@ -68,8 +72,15 @@ def disk_errors(what: str, place: Path) -> Iterator[None]:
                 f"{place}: the disk is full while writing {what}; free some space and run again, "
                 "what is finished is kept"
             ) from error
-        if not isinstance(error, InputError) and codes & {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}:
-            raise InputError(f"{place}: cannot write {what}; choose a folder that you may write to") from error
+        if not isinstance(error, InputError) and codes & {
+            errno.EACCES,
+            errno.EPERM,
+            errno.EROFS,
+            errno.ENOTDIR,
+        }:
+            raise InputError(
+                f"{place}: cannot write {what}; choose a folder that you may write to"
+            ) from error
         raise
 
 

@@ -87,7 +87,9 @@ def sample_grid(
     denoiser = load_denoiser(model, scheduler=scheduler, device=device, seed=seed)
     images = denoiser.sample(range(seed, seed + count), steps=steps, guidance=guidance)
     if images.shape[1] not in (1, 3):
-        raise InputError(f"{model}: draws {images.shape[1]} channels, not images; give a pipeline folder with a VAE")
+        raise InputError(
+            f"{model}: draws {images.shape[1]} channels, not images; give a pipeline folder with a VAE"
+        )
     with disk_errors(str(out), out.parent):
         write_atomic(out, png_bytes(tile(images)))
 

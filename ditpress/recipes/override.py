@@ -35,11 +35,15 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str,
         for part in rest[:-1]:
             target = target.get(_known(part, target, override))
             if not isinstance(target, dict):
-                raise InputError(f'--set {override}: "{part}" is a value and has no fields; leave out what follows')
+                raise InputError(
+                    f'--set {override}: "{part}" is a value and has no fields; leave out what follows'
+                )
         name = _known(rest[-1], target, override)
         if isinstance(target[name], dict) and not isinstance(value, dict):
             fields = ", ".join(target[name])
-            raise InputError(f"--set {override}: {path} is a group of settings; name one of its fields: {fields}")
+            raise InputError(
+                f"--set {override}: {path} is a group of settings; name one of its fields: {fields}"
+            )
         target[name] = value
     return changed
 
@@ -55,7 +59,9 @@ def _start(data: dict[str, Any], parts: list[str], override: str) -> tuple[dict[
         return stages[int(parts[1])][1], parts[2:]
     matching = [fields for kind, fields in stages if kind == head]
     if len(matching) > 1:
-        raise InputError(f"--set {override}: the recipe has {len(matching)} stages {head}; write stages.N.field")
+        raise InputError(
+            f"--set {override}: the recipe has {len(matching)} stages {head}; write stages.N.field"
+        )
     if matching:
         if len(parts) == 1:
             raise InputError(f"--set {override}: name a field of {head}: {', '.join(matching[0])}")

@@ -20,7 +20,9 @@ from ditpress.recipes.override import apply_overrides
 class CalibrationSpec(Settings):
     """Recorded calls: the pipeline draws ``samples`` images from noise in ``steps`` steps."""
 
-    samples: int = Field(default=4, ge=1, description="images drawn at once; classifier-free guidance doubles the batch")
+    samples: int = Field(
+        default=4, ge=1, description="images drawn at once; classifier-free guidance doubles the batch"
+    )
     steps: int = Field(default=10, ge=1, description="denoising steps, spread over all timesteps")
     guidance: float | None = Field(default=None, description="guidance scale; null: the model's own")
 
@@ -31,7 +33,9 @@ class ValidationSpec(Settings):
     samples: int = Field(default=128, ge=0, description="images per model; 0: no image figures")
     steps: int | None = Field(default=None, ge=1, description="denoising steps; null: the model's own")
     guidance: float | None = Field(default=None, description="guidance scale; null: the model's own")
-    extractor: str | None = Field(default=None, description="CLIP folder for FID, KID, CLIP; null: the bundled one")
+    extractor: str | None = Field(
+        default=None, description="CLIP folder for FID, KID, CLIP; null: the bundled one"
+    )
     reference: str | None = Field(default=None, description="folder or .npz of real images for FID and KID")
     speed: bool = Field(default=True, description="time one denoising step against the original in fp32 ONNX")
 
@@ -108,7 +112,9 @@ def _read(recipe: str | Path) -> dict[str, Any]:
     else:
         path = Path(recipe)
         if path.suffix not in (".yaml", ".yml"):
-            raise InputError(f'unknown recipe "{recipe}"; {suggest(str(recipe), builtin_names())}, or a .yaml file')
+            raise InputError(
+                f'unknown recipe "{recipe}"; {suggest(str(recipe), builtin_names())}, or a .yaml file'
+            )
         try:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
@@ -120,7 +126,9 @@ def _read(recipe: str | Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark is not None else ""
-        raise InputError(f"recipe {recipe}: not valid YAML{line}: {getattr(error, 'problem', error)}") from None
+        raise InputError(
+            f"recipe {recipe}: not valid YAML{line}: {getattr(error, 'problem', error)}"
+        ) from None
     if not isinstance(data, dict):
         raise InputError(f"recipe {recipe}: expected fields such as stages, got {type(data).__name__}")
     return {"name": Path(recipe).stem, **data}

@@ -48,7 +48,9 @@ class RunFolder:
         target = self.path / name
         with disk_errors(name, self.path):
             shutil.rmtree(part, ignore_errors=True)
-            content = part / "content"  # temporary folders that fill() makes beside it are swept away with part
+            content = (
+                part / "content"
+            )  # temporary folders that fill() makes beside it are swept away with part
             content.mkdir(parents=True)
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -91,8 +93,12 @@ def check_out(path: Path, identity: dict[str, Any], fresh: bool) -> None:
     marker = read_marker(path)
     if marker is None:
         if (path / MARKER).exists():
-            raise InputError(f"{path / MARKER} is damaged or of another version; move {path} away or give another -o")
-        raise InputError(f"{path} holds files that are not of a ditpress run ({min(foreign)}); give another -o")
+            raise InputError(
+                f"{path / MARKER} is damaged or of another version; move {path} away or give another -o"
+            )
+        raise InputError(
+            f"{path} holds files that are not of a ditpress run ({min(foreign)}); give another -o"
+        )
     if not fresh and marker["key"] != identity["key"]:
         raise InputError(
             f"{path} holds a run of {marker['model']} with recipe {marker['recipe']} (settings "

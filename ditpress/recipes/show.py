@@ -24,7 +24,12 @@ def estimate_table(guess: Estimate) -> None:
     facts.add_row("disk", f"up to {human_bytes(guess.disk_bytes)}")
     console.print(facts)
     layers = Table(title="linears", title_justify="left")
-    for name, justify in (("role", "left"), ("layers", "right"), ("parameters", "right"), ("stored as", "left")):
+    for name, justify in (
+        ("role", "left"),
+        ("layers", "right"),
+        ("parameters", "right"),
+        ("stored as", "left"),
+    ):
         layers.add_column(name, justify=justify)  # type: ignore[arg-type]
     for row in guess.roles:
         layers.add_row(row.role, str(row.layers), f"{row.parameters:,}", row.format)

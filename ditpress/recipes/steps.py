@@ -41,7 +41,9 @@ def record(denoiser: Denoiser, recipe: Recipe, folder: Path) -> None:
     save_calls(calls, folder)
 
 
-def draw_original(denoiser: Denoiser, spec: ValidationSpec, seed: int, calls: Sequence[Call], folder: Path) -> None:
+def draw_original(
+    denoiser: Denoiser, spec: ValidationSpec, seed: int, calls: Sequence[Call], folder: Path
+) -> None:
     """Images and call outputs of the original model, before anything changes it."""
     if spec.samples:
         images = draw(denoiser, spec, seed, "samples of the original")
@@ -51,7 +53,9 @@ def draw_original(denoiser: Denoiser, spec: ValidationSpec, seed: int, calls: Se
                 "set --samples 0, or give a pipeline folder with a VAE"
             )
         save_file({"images": images}, folder / SAMPLES)
-    outputs = {str(index): run_call(denoiser.transformer, call) for index, call in enumerate(track(calls, "outputs"))}
+    outputs = {
+        str(index): run_call(denoiser.transformer, call) for index, call in enumerate(track(calls, "outputs"))
+    }
     save_file(outputs, folder / OUTPUTS)
 
 
@@ -87,7 +91,9 @@ def reload(denoiser: Denoiser, folder: Path) -> Denoiser:
     An undisturbed run goes through here after every stage too: a resumed one then starts from the same bytes at
     the same alignment, which matters to the last bit in vectorised sums.
     """
-    device = next((tensor.device for tensor in denoiser.transformer.state_dict().values()), torch.device("cpu"))
+    device = next(
+        (tensor.device for tensor in denoiser.transformer.state_dict().values()), torch.device("cpu")
+    )
     denoiser.pipeline.transformer = None  # its memory is needed for the new one
     transformer = load_transformer(folder)
     tie_shared(transformer, denoiser.anatomy.shared(transformer))
@@ -104,11 +110,21 @@ def export(denoiser: Denoiser, spec: ExportSpec, calls: Sequence[Call], folder: 
     _, parity = export_transformer(
         denoiser.transformer, folder / "transformer", [call.kwargs for call in calls], target=spec.target
     )
-    return {"max_abs": parity.max_abs, "psnr": min(parity.psnr, MAX_PSNR), "output_range": parity.output_range}
+    return {
+        "max_abs": parity.max_abs,
+        "psnr": min(parity.psnr, MAX_PSNR),
+        "output_range": parity.output_range,
+    }
 
 
 def draw_compressed(
-    denoiser: Denoiser, spec: ValidationSpec, seed: int, calls: Sequence[Call], onnx: Path, original: Path, folder: Path
+    denoiser: Denoiser,
+    spec: ValidationSpec,
+    seed: int,
+    calls: Sequence[Call],
+    onnx: Path,
+    original: Path,
+    folder: Path,
 ) -> dict[str, Any]:
     """Images through the exported ONNX; facts: the error of its outputs on the recorded calls."""
     transformer = OnnxTransformer(onnx)

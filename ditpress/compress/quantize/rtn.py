@@ -119,12 +119,14 @@ def search_scale(weight: Tensor, format: Format, dtype: torch.dtype, name: str =
     if absmax.numel() and float(absmax.max()) / grid.anchor > torch.finfo(dtype).max:
         raise InputError(
             f"{name}: weights up to {float(absmax.max()):.3g} need scales beyond {dtype}; "
-            'use one scale per channel (group: channel) or skip this layer'
+            "use one scale per channel (group: channel) or skip this layer"
         )
     best = torch.empty(groups.shape[0], dtype=dtype)
     step = max(1, CHUNK // groups.shape[1])
     for start in range(0, groups.shape[0], step):
-        best[start : start + step] = _search(groups[start : start + step], absmax[start : start + step], grid, dtype)
+        best[start : start + step] = _search(
+            groups[start : start + step], absmax[start : start + step], grid, dtype
+        )
     return best.reshape(weight.shape[:-1])
 
 
@@ -146,9 +148,13 @@ def _search(groups: Tensor, absmax: Tensor, grid: _Grid, dtype: torch.dtype) -> 
     # The least scale that is stored exactly and whose reciprocal is finite in float32.
     smallest = 2.0**-24 if dtype == torch.float16 else torch.finfo(dtype).tiny
     weights = groups.t().contiguous()  # [g, R]: the scales then run along the fast axis, whatever the group
-    scratch = torch.empty_like(weights)  # one buffer for all ratios: fresh pages cost more than the arithmetic
+    scratch = torch.empty_like(
+        weights
+    )  # one buffer for all ratios: fresh pages cost more than the arithmetic
     sign = torch.ones_like(absmax)
-    if -grid.low > grid.high:  # int4 reaches -8 but only 7: a negative scale puts the largest weight on the long side
+    if (
+        -grid.low > grid.high
+    ):  # int4 reaches -8 but only 7: a negative scale puts the largest weight on the long side
         sign[weights.amax(dim=0) > -weights.amin(dim=0)] = -1.0
     best_error = torch.full_like(absmax, math.inf)
     best_scale = torch.zeros_like(absmax)

@@ -15,7 +15,9 @@ class WeightSpec(Settings):
     """A weight format and how many weights along K share one scale."""
 
     format: str = Field(description="name of a format: int8, int4, fp4-e2m1, nf4, ...")
-    group: int | Literal["channel"] = Field(description='weights per scale, or "channel": one scale per output row')
+    group: int | Literal["channel"] = Field(
+        description='weights per scale, or "channel": one scale per output row'
+    )
 
     @field_validator("format")
     @classmethod

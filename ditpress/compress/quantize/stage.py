@@ -22,7 +22,7 @@ from ditpress.load.anatomy import Role
 from ditpress.progress import track
 
 if TYPE_CHECKING:
-    from ditpress.calibrate.statistics import Want
+    from ditpress.calibrate.calibration import Want
     from ditpress.load.denoiser import Denoiser
 
 
@@ -45,7 +45,9 @@ class Quantize(Stage):
     keep: tuple[Role, ...] = Field(
         default=(Role.EMBEDDER, Role.FINAL, Role.OTHER), description="roles that stay as they are"
     )
-    skip: tuple[str, ...] = Field(default=(), description="layers that stay as they are, by name pattern (* and ?)")
+    skip: tuple[str, ...] = Field(
+        default=(), description="layers that stay as they are, by name pattern (* and ?)"
+    )
 
     def layer_formats(self, denoiser: Denoiser) -> dict[str, LayerFormat]:
         """Format of every linear that this stage will replace, by full name, in the order of the model.
@@ -71,7 +73,9 @@ class Quantize(Stage):
                 split_groups(module.weight, group, name)  # raises, with the groups that would fit
             formats[name] = LayerFormat(spec.format, group, "none" if modulation else self.activations)
         if not formats:
-            raise InputError("quantize: every layer is kept or skipped; shorten quantize.keep or quantize.skip")
+            raise InputError(
+                "quantize: every layer is kept or skipped; shorten quantize.keep or quantize.skip"
+            )
         return formats
 
     def apply(self, denoiser: Denoiser, statistics: Mapping[Want, Tensor]) -> None:
@@ -80,7 +84,9 @@ class Quantize(Stage):
         for name in formats:
             linear = cast(nn.Linear, transformer.get_submodule(name))
             if not bool(torch.isfinite(linear.weight).all()):
-                raise InputError(f"{name}.weight holds NaN or infinite values; give a checkpoint with finite weights")
+                raise InputError(
+                    f"{name}.weight holds NaN or infinite values; give a checkpoint with finite weights"
+                )
         for name, layer in track(formats.items(), "quantizing", len(formats)):
             linear = cast(nn.Linear, transformer.get_submodule(name))
             replace_module(transformer, linear, quantize_linear(linear, layer, name))
