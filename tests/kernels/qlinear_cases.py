@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from ditpress.errors import InputError
 from ditpress.kernels import cpu
 from ditpress.kernels.cpu.weights import PackedWeight
 from ditpress.kernels.formats import FORMATS
 from ditpress.kernels.packing import pack
-from torch import Tensor
 
 SCALARS = [name for name, fmt in FORMATS.items() if fmt.vector_length == 1]
 
@@ -60,7 +61,9 @@ def weights64(case: Case) -> np.ndarray:
     """The weight in float64, ``[N, K]``, unpacked by numpy."""
     n, k = case.codes.shape[0], case.x.shape[-1]
     packed = case.codes.numpy()
-    codes = packed if case.codebook.shape[0] == 256 else np.stack([packed & 15, packed >> 4], -1).reshape(n, -1)
+    codes = (
+        packed if case.codebook.shape[0] == 256 else np.stack([packed & 15, packed >> 4], -1).reshape(n, -1)
+    )
     values = case.codebook.numpy().astype(np.float64)[codes[:, :k], 0]
     scale = case.scale.double().numpy()
     return values * np.repeat(scale, k // scale.shape[1], axis=1)

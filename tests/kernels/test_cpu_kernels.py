@@ -5,14 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from ditpress.errors import InputError
-from ditpress.kernels import cpu
-from ditpress.kernels.cpu.weights import PackedWeight
-from ditpress.kernels.reference import qlinear_reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from qlinear_cases import SCALARS, Case, expected64, make_case, supported_paths
 from torch import Tensor
+
+from ditpress.errors import InputError
+from ditpress.kernels import cpu
+from ditpress.kernels.cpu.weights import PackedWeight
+from ditpress.kernels.reference import qlinear_reference
 
 pytestmark = pytest.mark.skipif(cpu.library_path() is None, reason="the C++ kernels are not built")
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from qlinear_cases import SCALARS, expected64, make_case, weights64
+
 from ditpress.kernels import reference
 from ditpress.kernels.packing import pack
 from ditpress.kernels.reference import dequantize, qlinear_reference, quantize_rows
-from qlinear_cases import SCALARS, expected64, make_case, weights64
 
 EPS = 2.0**-23
 

@@ -99,7 +99,8 @@ def load() -> ctypes.CDLL | None:
 
 def torch_openmp_libraries() -> list[Path]:
     """OpenMP runtimes that lie beside torch's own libraries: the pool that torch works on."""
-    return sorted((Path(torch.__file__).parent / "lib").glob("lib*omp*"))
+    folder = Path(torch.__file__).parent / "lib"
+    return sorted(path for name in ("libgomp", "libiomp", "libomp") for path in folder.glob(f"{name}*"))
 
 
 def last_error(library: ctypes.CDLL) -> str:

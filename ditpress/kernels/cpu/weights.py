@@ -97,8 +97,8 @@ def packed_weight(
     """The packed form of a weight on the CPU, made at its first use and again after an in-place change.
 
     Returns None for what only the reference computes: vector codebooks, 1 and 2 bits, and everything under
-    ``DITPRESS_ISA=reference``. A change through ``.data`` or numpy does not move torch's version counter and is
-    not seen.
+    ``DITPRESS_ISA=reference``. A change through ``.data`` or numpy does not move torch's version counter and
+    is not seen.
     """
     entries: dict[str, _Entry] | None = _cache.get(codes)
     state = (in_features, _state(codes), _state(scale), _state(codebook))

@@ -1,0 +1,190 @@
+"""The torch op: registration, dispatch, the packed copy behind it, errors."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import warnings
+import weakref
+
+import pytest
+import torch
+from qlinear_cases import make_case, supported_paths
+
+from ditpress.errors import InputError
+from ditpress.kernels import cpu
+from ditpress.kernels.cpu.weights import packed_weight
+from ditpress.kernels.qlinear import qlinear
+from ditpress.kernels.reference import qlinear_reference
+
+needs_library = pytest.mark.skipif(cpu.library_path() is None, reason="the C++ kernels are not built")
+
+OP = torch.ops.ditpress.qlinear.default
+
+
+@pytest.mark.parametrize("activation", ["int8", "none"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_opcheck(activation: str, bias: bool) -> None:
+    case = make_case("fp4-e2m1", 6, 10, 16, 2, half=True, bias=bias)
+    torch.library.opcheck(OP, case.arguments(activation))
+
+
+def test_leading_dimensions_and_strides() -> None:
+    case = make_case("int4", 24, 10, 16, 2)
+    flat = qlinear(*case.arguments("int8"))
+    _, *rest = case.arguments("int8")
+    assert torch.equal(qlinear(case.x.view(2, 3, 4, 32), *rest), flat.view(2, 3, 4, 10))
+    assert torch.equal(qlinear(case.x[0], *rest), flat[0])
+    transposed = case.x.T.contiguous().T
+    assert not transposed.is_contiguous()
+    assert torch.equal(qlinear(transposed, *rest), flat)
+    assert qlinear(case.x[:0].view(0, 3, 32), *rest).shape == (0, 3, 10)
+
+
+def test_op_equals_its_definition() -> None:
+    case = make_case("nf4", 40, 70, 16, 3, half=True)
+    assert torch.equal(qlinear(*case.arguments("int8")), qlinear_reference(*case.arguments("int8")))
+
+
+def test_vector_codebooks_run_too() -> None:
+    """No C++ kernel yet: the op goes to the definition."""
+    codebook = torch.randint(-9, 9, (256, 4), dtype=torch.int8)
+    arguments = (
+        torch.randn(3, 16),
+        torch.randint(0, 256, (5, 4)).to(torch.uint8),
+        torch.rand(5, 1),
+        codebook,
+        None,
+        "int8",
+    )
+    assert torch.equal(qlinear(*arguments), qlinear_reference(*arguments))
+
+
+@needs_library
+@pytest.mark.skipif(cpu.isa() == "reference", reason="the C++ kernels are switched off")
+def test_packed_copy_follows_the_tensors() -> None:
+    case = make_case("int4", 4, 8, 16, 2)
+    arguments = (32, case.codes, case.scale, case.codebook, "int8")
+    first = packed_weight(*arguments)
+    assert first is not None
+    assert packed_weight(*arguments) is first
+
+    case.scale.mul_(2)  # in place
+    assert packed_weight(*arguments) is not first
+    assert torch.equal(qlinear(*case.arguments("int8")), qlinear_reference(*case.arguments("int8")))
+    case.codes.data = case.codes.flip(0)  # other memory
+    assert torch.equal(qlinear(*case.arguments("int8")), qlinear_reference(*case.arguments("int8")))
+    other = packed_weight(32, case.codes, case.scale.clone(), case.codebook, "int8")
+    assert other is not first
+    assert packed_weight(32, case.codes, case.scale, case.codebook, "none") is not other
+
+    with torch.inference_mode():
+        inside = make_case("int4", 4, 8, 16, 2)
+        assert torch.equal(qlinear(*inside.arguments("int8")), qlinear_reference(*inside.arguments("int8")))
+
+
+@needs_library
+@pytest.mark.skipif(cpu.isa() == "reference", reason="the C++ kernels are switched off")
+def test_packed_copy_dies_with_the_codes() -> None:
+    case = make_case("int4", 4, 8, 16, 2)
+    qlinear(*case.arguments("int8"))
+    packed = weakref.ref(packed_weight(32, case.codes, case.scale, case.codebook, "int8"))
+    assert packed() is not None
+    del case
+    gc.collect()
+    assert packed() is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.zeros(2, 32, dtype=torch.float64)}, "input is torch.float64"),
+        ({"x": torch.zeros(2, 31)}, r"G a divisor of in_features=31"),
+        ({"codes": torch.zeros(8, 15, dtype=torch.uint8)}, r"expected torch.uint8 \[N, 16\]"),
+        ({"codes": torch.zeros(8, 16)}, "codes are torch.float32"),
+        ({"scale": torch.zeros(8, 3)}, r"scale is torch.float32 \[8, 3\]"),
+        ({"scale": torch.zeros(8, 2, dtype=torch.bfloat16)}, "scale is torch.bfloat16"),
+        ({"codebook": torch.zeros(15, 1, dtype=torch.int8)}, r"codebook is torch.int8 \[15, 1\]"),
+        ({"bias": torch.zeros(7)}, r"bias is torch.float32 \[7\], expected torch.float32 \[8\]"),
+        ({"activation": "int4"}, "activation is 'int4'"),
+    ],
+)
+def test_bad_arguments_name_the_tensor(change: dict[str, object], message: str) -> None:
+    case = make_case("int4", 2, 8, 16, 2)
+    names = ("x", "codes", "scale", "codebook", "bias", "activation")
+    arguments = dict(zip(names, case.arguments("int8"), strict=True)) | change
+    for device in ("cpu", "meta"):
+        on_device = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
+        with pytest.raises(InputError, match=message):
+            OP(**on_device)
+
+
+def test_groups_that_could_overflow_are_refused() -> None:
+    k = 2**17 + 1
+    with pytest.raises(InputError, match="can overflow int32"):
+        qlinear(
+            torch.zeros(1, k),
+            torch.zeros(1, k, dtype=torch.uint8),
+            torch.ones(1, 1),
+            torch.zeros(256, 1, dtype=torch.int8),
+            None,
+            "int8",
+        )
+
+
+SCRIPT = """
+import torch
+from ditpress.kernels import cpu
+from ditpress.kernels.formats import get_format
+from ditpress.kernels.qlinear import qlinear
+from ditpress.kernels.reference import qlinear_reference
+arguments = (torch.randn(3, 32), torch.full((5, 16), 0x3A, dtype=torch.uint8), torch.rand(5, 2),
+             get_format("int4").codebook_tensor(), None, "int8")
+assert torch.equal(qlinear(*arguments), qlinear_reference(*arguments))
+print(cpu.isa())
+"""
+
+
+def run_with(isa: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "DITPRESS_ISA": isa}
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("isa", [*supported_paths(), "reference"])
+def test_environment_forces_a_path(isa: str) -> None:
+    result = run_with(isa)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == isa
+    assert "Warning" not in result.stderr
+
+
+def test_unknown_path_in_the_environment_is_an_error() -> None:
+    result = run_with("sse9")
+    assert result.returncode != 0
+    assert "InputError: DITPRESS_ISA is 'sse9', expected one of avx512vnni, avx2, portable" in result.stderr
+
+
+def test_without_library_the_reference_runs_and_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "library_path", lambda: None)
+    monkeypatch.delenv("DITPRESS_ISA", raising=False)
+    cpu.isa.cache_clear()
+    cpu.load.cache_clear()
+    try:
+        case = make_case("int4", 2, 8, 16, 2)
+        with pytest.warns(RuntimeWarning, match=r"without its C\+\+ kernels"):
+            first = qlinear(*case.arguments("int8"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            second = qlinear(*case.arguments("int8"))
+        assert torch.equal(first, second)
+        monkeypatch.setenv("DITPRESS_ISA", "avx2")
+        cpu.isa.cache_clear()
+        with pytest.raises(InputError, match="were not built"):
+            qlinear(*case.arguments("int8"))
+    finally:
+        cpu.isa.cache_clear()
+        cpu.load.cache_clear()
