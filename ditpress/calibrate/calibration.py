@@ -10,17 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ditpress.calibrate.calls import Call
-from ditpress.calibrate.statistics import Statistic, new_statistic
+from ditpress.calibrate.statistics import Statistic, Want, new_statistic
 from ditpress.errors import InputError, StageError
 from ditpress.progress import track
-
-
-@dataclass(frozen=True)
-class Want:
-    """A statistic of one layer's input: the layer's full name, and a name in ``STATISTICS``."""
-
-    layer: str
-    statistic: str
 
 
 @dataclass
@@ -32,8 +24,8 @@ class Calibration:
     def collect(self, transformer: nn.Module, wants: Iterable[Want]) -> dict[Want, Tensor]:
         """Run all calls through ``transformer`` once and return every wanted statistic.
 
-        Only the wanted layers are hooked, and no activation outlives its batch. Tensors of the calls are moved
-        to the device of the transformer.
+        Only the wanted layers are hooked, and no activation outlives its batch. Tensors of the calls are
+        moved to the device of the transformer.
 
         Raises:
             InputError: a layer or a statistic does not exist, or there are no calls.

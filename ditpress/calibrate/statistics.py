@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ditpress.errors import InputError
+
+
+@dataclass(frozen=True)
+class Want:
+    """A statistic of one layer's input: the layer's full name, and a name in ``STATISTICS``."""
+
+    layer: str
+    statistic: str
 
 
 class Statistic(Protocol):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -118,7 +118,7 @@ def _named(template: SmoothTemplate, prefix: str) -> SmoothGroup:
 
 def _fits(template: SmoothTemplate, block: nn.Module) -> bool:
     """All modules exist, and the source has as many rows as the template says."""
-    modules = []
+    modules: list[Any] = []
     for name in (*template.linears, template.source):
         try:
             modules.append(block.get_submodule(name))

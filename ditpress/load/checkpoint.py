@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-
-from torch import nn
+from typing import Any
 
 from ditpress.load.atomic import atomic_folder
 from ditpress.load.denoiser import Denoiser, load_denoiser
@@ -13,7 +12,7 @@ from ditpress.load.quantizer import label
 
 
 def save_pipeline(denoiser: Denoiser, folder: Path | str) -> None:
-    """Write the whole pipeline as a diffusers folder in safetensors; ``folder`` appears complete or not at all.
+    """Write the pipeline as a diffusers folder in safetensors, which appears complete or not at all.
 
     The transformer may be quantized in part or not at all. Shared embedders are stored once. Float weights
     that are exact in float16 are stored so; the loaded model computes the same bits.
@@ -28,7 +27,7 @@ def save_pipeline(denoiser: Denoiser, folder: Path | str) -> None:
         _forget_paths(scratch)
 
 
-def save_transformer(transformer: nn.Module, folder: Path | str) -> None:
+def save_transformer(transformer: Any, folder: Path | str) -> None:
     """Like ``save_pipeline`` for the transformer alone; ``load_transformer`` reads it."""
     label(transformer)
     with atomic_folder(folder) as scratch:

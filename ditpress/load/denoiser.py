@@ -1,30 +1,26 @@
-"""A pipeline and its transformer as the rest of ditpress sees them."""
+"""A Denoiser: a pipeline and its transformer as the rest of ditpress sees them."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, DiTPipeline
-from diffusers.utils import logging
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from ditpress.errors import InputError
 from ditpress.load.anatomy import Anatomy, anatomy_of, tie_shared
+from ditpress.load.assemble import load_pipeline, load_scheduler
 from ditpress.load.conditions import PROMPTS, cycle
 from ditpress.load.fingerprint import fingerprint_of
-from ditpress.load.pipelines import ClassConditionalPipeline, LatentDiTPipeline, PixelDiTPipeline
-from ditpress.load.random_dit import architecture, random_dit
-from ditpress.load.source import Source, download, resolve
-from ditpress.load.weights import check_finite, first_line, load_transformer, read_json
-from ditpress.load.zoo import zoo_entry
-from ditpress.progress import track
+from ditpress.load.pipelines import ClassConditionalPipeline
+from ditpress.load.source import Source, resolve
+from ditpress.load.stepbar import one_bar
+from ditpress.load.weights import check_finite
 
 DEFAULT_STEPS = 50
 DEFAULT_GUIDANCE = 4.0
@@ -61,7 +57,8 @@ class Denoiser:
         )
 
     @property
-    def transformer(self) -> nn.Module:
+    def transformer(self) -> Any:
+        """The diffusers model, or what ``with_transformer`` put in its place."""
         return self.pipeline.transformer
 
     def conditions(self, count: int) -> list[int] | list[str]:
@@ -71,7 +68,7 @@ class Denoiser:
         return cycle(list(range(self.transformer.config.num_embeds_ada_norm)), count)
 
     def captions(self, conditions: Sequence[int] | Sequence[str]) -> list[str]:
-        """A text for each condition, as CLIP wants it: the prompt, or the class name in the pipeline's caption."""
+        """A text for each condition, as CLIP wants it: the prompt, or the class in the pipeline's caption."""
         names = getattr(self.pipeline.config, "id2label", None) or {}
         template = getattr(self.pipeline.config, "caption", "a photo of a {label}")
         return [
@@ -94,8 +91,8 @@ class Denoiser:
     ) -> Tensor:
         """Draw one image per seed.
 
-        Image i starts from the noise of its own ``torch.Generator`` on the CPU seeded with ``seeds[i]``, and is
-        drawn for ``conditions(len(seeds))[i]``: neither depends on the batch size or the device.
+        Image i starts from the noise of its own CPU ``torch.Generator`` with seed ``seeds[i]``, and is drawn
+        for ``conditions(len(seeds))[i]``: neither depends on the batch size or the device.
 
         Returns:
             float32 [n, C, H, W] in 0..1, on the CPU. A latent pipeline without a VAE gives its latents as
@@ -110,7 +107,7 @@ class Denoiser:
         wanted = self.conditions(len(seeds))
         starts = range(0, len(seeds), batch_size)
         images = []
-        with _progress(self.pipeline, description, steps * len(starts)):
+        with one_bar(self.pipeline, description, steps * len(starts)):
             for start in starts:
                 chunk = slice(start, start + batch_size)
                 images.append(self._draw(wanted[chunk], seeds[chunk], steps, guidance))
@@ -137,7 +134,7 @@ class Denoiser:
 
 
 def load_denoiser(
-    model: str | DiffusionPipeline,
+    model: str | Path | DiffusionPipeline,
     *,
     scheduler: str | Path | None = None,
     device: str | torch.device = "cpu",
@@ -154,9 +151,9 @@ def load_denoiser(
     Raises:
         InputError: see ``resolve`` and ``load_transformer``.
     """
-    if isinstance(model, str):
-        source = resolve(model)
-        pipeline = _load_pipeline(source, seed)
+    if isinstance(model, str | Path):
+        source = resolve(str(model))
+        pipeline = load_pipeline(source, seed)
     else:
         source = Source("pipeline", type(model).__name__, None)
         pipeline = model
@@ -166,7 +163,7 @@ def load_denoiser(
             )
     transformer = pipeline.transformer
     anatomy = anatomy_of(transformer)
-    if not isinstance(model, str):
+    if isinstance(model, DiffusionPipeline):
         if any(p.dtype != torch.float32 for p in transformer.parameters()):
             pipeline.to(torch.float32)
         transformer.eval().requires_grad_(False)
@@ -178,100 +175,6 @@ def load_denoiser(
     return Denoiser(pipeline, source, anatomy, fingerprint_of(transformer, pipeline.scheduler))
 
 
-def load_scheduler(folder: Path) -> Any:
-    """The scheduler in ``folder`` or its ``scheduler`` folder. Raises InputError when there is none."""
-    if (folder / "scheduler" / "scheduler_config.json").is_file():
-        folder = folder / "scheduler"
-    name = read_json(folder / "scheduler_config.json").get("_class_name")
-    cls = getattr(diffusers, str(name), None)
-    if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)):
-        raise InputError(
-            f"{folder}/scheduler_config.json: {name!r} is no scheduler of diffusers; check _class_name"
-        )
-    return cls.from_pretrained(folder, local_files_only=True)
-
-
-def _load_pipeline(source: Source, seed: int) -> DiffusionPipeline:
-    if source.kind == "random":
-        return _bare_pipeline(random_dit(architecture(source.spec.removeprefix("random:")), seed))
-    if source.kind == "hub":
-        source = download(source)
-    assert source.path is not None
-    folder = source.path
-    if not (folder / "model_index.json").is_file():
-        return _bare_pipeline(load_transformer(folder))
-    pipeline = load_pipeline_folder(folder)
-    if source.kind == "zoo":
-        pipeline.register_to_config(**_json_keys(zoo_entry(source.spec.removeprefix("zoo:")).settings))
-    return pipeline
-
-
-def load_pipeline_folder(folder: Path) -> DiffusionPipeline:
-    """A diffusers pipeline folder, float32. Raises InputError for one without a DiT or that does not load."""
-    index = read_json(folder / "model_index.json")
-    if "transformer" not in index:
-        raise InputError(
-            f"{folder}: {index.get('_class_name')} has no transformer; expected a pipeline with a DiT"
-        )
-    transformer = load_transformer(folder / "transformer")
-    cls = _pipeline_class(folder, index, transformer)
-    components: dict[str, Any] = {"transformer": transformer}
-    if "vae" in index and index["vae"] == [None, None]:
-        components["vae"] = None
-    try:
-        with _no_loading_bar():
-            pipeline = cls.from_pretrained(folder, use_safetensors=True, local_files_only=True, **components)
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
-        raise InputError(f"{folder}: cannot be loaded as {cls.__name__}: {first_line(error)}") from error
-    for name, component in pipeline.components.items():
-        if name != "transformer" and isinstance(component, nn.Module):
-            check_finite(component, f"{folder}/{name}")
-            component.float().eval().requires_grad_(False)
-    return pipeline
-
-
-def _pipeline_class(folder: Path, index: dict[str, Any], transformer: nn.Module) -> Any:
-    name = str(index.get("_class_name"))
-    ours = {cls.__name__: cls for cls in (PixelDiTPipeline, LatentDiTPipeline)}
-    cls = ours.get(name) or getattr(diffusers, name, None)
-    if not (isinstance(cls, type) and issubclass(cls, DiffusionPipeline)):
-        raise InputError(
-            f"{folder}/model_index.json: {name!r} is no pipeline of diffusers; check _class_name"
-        )
-    if cls is DiTPipeline:
-        # Diffusers' class needs a VAE and takes class 1000 for the empty one, whatever the class table holds.
-        has_vae = index.get("vae", [None, None]) != [None, None]
-        if not has_vae or transformer.config.num_embeds_ada_norm != 1000:
-            return LatentDiTPipeline
-    return cls
-
-
-def _bare_pipeline(transformer: nn.Module) -> DiffusionPipeline:
-    """A pipeline around a transformer that came alone: the linear schedule of Ho et al. 2020, sampled with DDIM."""
-    if anatomy_of(transformer).family != "dit":
-        raise InputError(
-            f"{type(transformer).__name__}: came without its pipeline, expected the folder with model_index.json, "
-            "since it needs its text encoders"
-        )
-    pixels = transformer.config.in_channels in (1, 3)
-    scheduler = DDIMScheduler(
-        num_train_timesteps=1000,
-        beta_start=1e-4,
-        beta_end=0.02,
-        beta_schedule="linear",
-        prediction_type="epsilon",
-        clip_sample=pixels,
-    )
-    return (PixelDiTPipeline if pixels else LatentDiTPipeline)(transformer=transformer, scheduler=scheduler)
-
-
-def _json_keys(settings: Any) -> dict[str, Any]:
-    return {
-        key: {str(k): v for k, v in value.items()} if isinstance(value, dict) else value
-        for key, value in settings.items()
-    }
-
-
 def _default(
     pipeline: DiffusionPipeline, parameters: Any, own: str, argument: str | None, otherwise: Any
 ) -> Any:
@@ -280,52 +183,3 @@ def _default(
         return getattr(pipeline.config, own)
     default = parameters[argument].default if argument in parameters else None
     return default if isinstance(default, int | float) else otherwise
-
-
-@contextlib.contextmanager
-def _no_loading_bar() -> Iterator[None]:
-    """Diffusers shows a bar even for a load of milliseconds."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-@contextlib.contextmanager
-def _progress(pipeline: DiffusionPipeline, description: str, total: int) -> Iterator[None]:
-    """One bar over all denoising steps of all batches, in the place of the pipeline's own."""
-    bar = track(range(total), description, total)
-    pipeline.progress_bar = _StepBar(bar)
-    try:
-        yield
-    finally:
-        del pipeline.progress_bar  # the method of the class is visible again
-        bar.close()
-
-
-class _StepBar:
-    """Stands in for ``DiffusionPipeline.progress_bar``, in both ways in which pipelines use it."""
-
-    def __init__(self, bar: Any) -> None:
-        self._bar = bar
-
-    def __call__(self, iterable: Iterable | None = None, total: int | None = None) -> Any:
-        return self if iterable is None else self._over(iterable)
-
-    def _over(self, iterable: Iterable) -> Iterator:
-        for item in iterable:
-            yield item
-            self.update()
-
-    def __enter__(self) -> _StepBar:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        return None
-
-    def update(self, count: int = 1) -> None:
-        for _ in range(count):
-            next(self._bar, None)

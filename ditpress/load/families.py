@@ -7,11 +7,11 @@ A smooth template holds for every block of ``blocks``; it is used where all the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import Literal
 
 
-class Role(str, Enum):
+class Role(StrEnum):
     """What a linear does in the model."""
 
     QKV = "qkv"

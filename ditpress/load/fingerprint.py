@@ -7,12 +7,12 @@ import json
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 _CHUNK = 1 << 24  # values hashed at a time: no second copy of a large tensor
 
 
-def fingerprint_of(transformer: nn.Module, scheduler: Any = None) -> str:
+def fingerprint_of(transformer: Any, scheduler: Any = None) -> str:
     """sha256 over class, configuration and every tensor of ``transformer``, and the scheduler's settings.
 
     Tensors are taken in the order of their names; one that is shared counts once. Where the files lie, and
@@ -21,7 +21,7 @@ def fingerprint_of(transformer: nn.Module, scheduler: Any = None) -> str:
     digest = hashlib.sha256()
     for part in (transformer, scheduler):
         if part is not None:
-            config = {k: v for k, v in dict(part.config).items() if not k.startswith("_")}
+            config = {k: v for k, v in part.config.items() if not k.startswith("_")}
             text = json.dumps([type(part).__name__, config], sort_keys=True, default=str)
             digest.update(text.encode())
     tensors = dict(transformer.named_parameters()) | dict(transformer.named_buffers())
@@ -33,5 +33,5 @@ def fingerprint_of(transformer: nn.Module, scheduler: Any = None) -> str:
     return digest.hexdigest()
 
 
-def _bytes(piece: Tensor) -> memoryview:
-    return memoryview(piece.cpu().contiguous().view(torch.uint8).numpy())
+def _bytes(piece: Tensor) -> Any:
+    return piece.cpu().contiguous().view(torch.uint8).numpy()

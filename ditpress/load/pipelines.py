@@ -1,4 +1,4 @@
-"""Diffusers pipelines for class-conditional DiTs: in pixel space, and in latent space with or without a VAE."""
+"""Diffusers pipelines for class-conditional DiTs: on pixels, and on latents with or without a VAE."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Generators = torch.Generator | list[torch.Generator] | None
 class ClassConditionalPipeline(DiffusionPipeline):
     """Sampling loop of a class-conditional DiT with classifier-free guidance (Ho & Salimans 2022).
 
-    The null class is ``transformer.config.num_embeds_ada_norm``, the row behind the class table that diffusers'
-    label embedder adds. The transformer is called with keyword arguments only: ``hidden_states`` [B, C, H, W],
-    ``timestep`` [B], ``class_labels`` [B]; with guidance B is doubled, conditional half first.
+    The null class is ``transformer.config.num_embeds_ada_norm``, the row that diffusers' label embedder adds
+    behind the class table. The transformer is called with keyword arguments only: ``hidden_states``
+    [B, C, H, W], ``timestep`` [B], ``class_labels`` [B]; with guidance B is doubled, conditional half first.
 
     ``id2label`` names the classes, ``caption`` turns a name into a text ("a photo of a {label}");
     ``default_steps`` and ``default_guidance`` apply where a call does not say.

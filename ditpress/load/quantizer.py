@@ -6,13 +6,14 @@ config.json of a compressed transformer holds::
         "layers": {name: {"format": "int4", "group_size": 64, "activation": "int8"}, ...},
         "shared": [[name, name, ...], ...]}
 
-``layers`` are the linears stored as ``QuantizedLinear``; each list of ``shared`` names submodules that are one
-object, stored under the first name only. Diffusers has no public hook for a new method: two dictionaries take it.
+``layers`` are the linears stored as ``QuantizedLinear``; each list of ``shared`` names submodules that are
+one object, stored under the first name only. Diffusers has no public hook for a new method: two dictionaries
+take it.
 """
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from ditpress.load.anatomy import tie_shared
 SCHEMA = 1
 
 
-class Method(str, Enum):
+class Method(StrEnum):
     """Diffusers reads ``quant_method.value``."""
 
     DITPRESS = "ditpress"
@@ -87,7 +88,7 @@ class DitpressConfig(QuantizationConfigMixin):
 
 
 class DitpressQuantizer(DiffusersQuantizer):
-    """Builds the skeleton with our layers before diffusers fills it, and drops the copies of shared tensors."""
+    """Builds the skeleton with our layers before diffusers fills it; leaves out copies of shared tensors."""
 
     use_keep_in_fp32_modules = False
 
@@ -172,7 +173,7 @@ class DitpressQuantizer(DiffusersQuantizer):
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         return model
 
-    def _dequantize(self, model: nn.Module) -> nn.Module:
+    def _dequantize(self, model: Any) -> Any:
         """Every QuantizedLinear becomes a float32 ``nn.Linear``; embedders stay tied."""
         for name, module in list(model.named_modules()):
             if isinstance(module, QuantizedLinear):
@@ -194,8 +195,8 @@ class DitpressQuantizer(DiffusersQuantizer):
         return [name for names in self.quantization_config.shared for name in names[1:]]
 
 
-def label(transformer: nn.Module) -> None:
-    """Note in ``transformer`` what is quantized and shared, so that its ``save_pretrained`` writes it right."""
+def label(transformer: Any) -> None:
+    """Note in ``transformer`` what is quantized and shared: its ``save_pretrained`` then writes it right."""
     config = DitpressConfig.of(transformer)
     transformer.register_to_config(quantization_config=config.to_dict())
     transformer.hf_quantizer = DitpressQuantizer(config)
@@ -212,7 +213,7 @@ def _inside(name: str, module: str) -> bool:
 
 
 def _lossless_half(value: Tensor) -> Tensor:
-    """float16 where it holds every value exactly, as with a checkpoint that came in float16; else unchanged."""
+    """float16 where it holds every value exactly, as for a checkpoint that came so; else unchanged."""
     if value.dtype != torch.float32:
         return value
     half = value.half()

@@ -33,7 +33,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 @dataclass(frozen=True)
 class Source:
-    """A model's origin: its kind, the text it was asked for by, and the folder to load (None: no folder yet)."""
+    """Where a model comes from: its kind, the text that named it, and the folder to load (None: none yet)."""
 
     kind: Kind
     spec: str

@@ -48,8 +48,8 @@ def load_transformer(folder: Path) -> nn.Module:
         if info[problem]:
             names = sorted(info[problem])
             raise InputError(
-                f"{folder}: weights do not belong to its config.json, {len(names)} {problem.replace('_', ' ')}"
-                f" such as {names[0]}; save the model again with save_pretrained"
+                f"{folder}: weights do not belong to its config.json, {len(names)} "
+                f"{problem.replace('_', ' ')} such as {names[0]}; save the model again with save_pretrained"
             )
     check_finite(model, str(folder))
     return model.eval().requires_grad_(False)
@@ -90,7 +90,7 @@ def check_safetensors(folder: Path) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise InputError(
-                f"{file}: truncated or not a safetensors file ({first_line(error)}); download or copy it again"
+                f"{file}: truncated or not a safetensors file ({first_line(error)}); copy it again"
             ) from error
 
 

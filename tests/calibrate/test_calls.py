@@ -66,7 +66,7 @@ def test_a_call_without_timestep_is_refused() -> None:
 
 
 def test_file_round_trip_with_nested_arguments(tmp_path: Path) -> None:
-    model, inputs = tiny_flux()
+    inputs = tiny_flux()[1]
     extra = {"joint_attention_kwargs": {"scale": 1.0, "parts": [torch.arange(3), None], "pair": (1, "two")}}
     calls: list[Call] = [Call(0.01, inputs | extra), Call(700.0, {"hidden_states": torch.randn(2).half()})]
     save_calls(calls, tmp_path / "calls")

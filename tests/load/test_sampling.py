@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, DiffusionPipeline, DiTPipeline
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMScheduler,
+    DiffusionPipeline,
+    DiTPipeline,
+    ImagePipelineOutput,
+)
 from tiny_dit import CLASSES, tiny_dit, tiny_pipeline
 
 from ditpress.errors import InputError
-from ditpress.load import LatentDiTPipeline, PixelDiTPipeline, load_denoiser
+from ditpress.load import LatentDiTPipeline, PixelDiTPipeline, load_denoiser, stepbar
 
 
 def ddim(model: torch.nn.Module, noise: np.ndarray, label: int, steps: int, guidance: float) -> np.ndarray:
-    """DDIM with eta = 0 (Song et al. 2021, eq. 12) and classifier-free guidance (Ho & Salimans 2022, eq. 6)."""
+    """DDIM, eta = 0 (Song et al. 2021, eq. 12), classifier-free guidance (Ho & Salimans 2022, eq. 6)."""
     alphas = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000, dtype=np.float64))
     times = np.round(np.arange(1000, 0, -1000 / steps)).astype(int) - 1  # "trailing"
     x = noise.astype(np.float64)
@@ -177,7 +186,7 @@ def test_output_types_agree() -> None:
     pipeline = tiny_pipeline()
     pipeline.set_progress_bar_config(disable=True)
 
-    def draw(kind: str):  # noqa: ANN202
+    def draw(kind: str) -> Any:
         return pipeline(
             [2], num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type=kind
         )[0]
@@ -213,3 +222,89 @@ def test_bad_arguments_are_named() -> None:
         denoiser.pipeline([9])
     with pytest.raises(InputError, match="output_type 'jpeg'"):
         denoiser.pipeline([0], output_type="jpeg")
+
+
+class TextPipeline(DiffusionPipeline):
+    """A pipeline with prompts, a progress bar of the other kind, and its own name for guidance."""
+
+    def __init__(self, transformer: Any, scheduler: Any) -> None:
+        super().__init__()
+        self.register_modules(transformer=transformer, scheduler=scheduler)
+        self.asked: list[dict[str, Any]] = []
+
+    def __call__(
+        self,
+        prompt: list[str],
+        num_inference_steps: int = 28,
+        true_cfg_scale: float = 5.5,
+        generator: list[torch.Generator] | None = None,
+        output_type: str = "pil",
+    ) -> Any:
+        self.asked.append({"prompt": prompt, "steps": num_inference_steps, "guidance": true_cfg_scale})
+        assert output_type == "pt"
+        with self.progress_bar(total=num_inference_steps) as bar:
+            for _ in range(num_inference_steps):
+                bar.update()
+        return ImagePipelineOutput(images=torch.cat([torch.rand(1, 3, 4, 4, generator=g) for g in generator]))
+
+
+def test_text_pipelines_get_prompts_and_guidance_under_their_own_name() -> None:
+    pipeline = TextPipeline(transformer=tiny_dit(), scheduler=DDIMScheduler())
+    denoiser = load_denoiser(pipeline)
+    assert (denoiser.default_steps, denoiser.default_guidance) == (28, 5.5)
+    images = denoiser.sample(range(20), steps=2, guidance=3.0, batch_size=12)
+    assert images.shape == (20, 3, 4, 4)
+    prompts = denoiser.conditions(20)
+    assert [asked["prompt"] for asked in pipeline.asked] == [prompts[:12], prompts[12:]]
+    assert all((asked["steps"], asked["guidance"]) == (2, 3.0) for asked in pipeline.asked)
+    assert denoiser.captions(prompts) == prompts
+    assert len(set(prompts)) >= 10
+
+
+@pytest.mark.parametrize("make", [tiny_pipeline, lambda: TextPipeline(tiny_dit(), DDIMScheduler())])
+def test_progress_counts_every_step_once(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: dict[str, Any] = {}
+
+    def track(iterable: Any, description: str, total: int) -> Iterator[int]:
+        counts.update(description=description, total=total, done=0)
+        for item in iterable:
+            yield item
+            counts["done"] += 1
+
+    monkeypatch.setattr(stepbar, "track", track)
+    pipeline = make()
+    load_denoiser(pipeline).sample(range(5), steps=4, batch_size=2, description="images")
+    assert counts == {"description": "images", "total": 12, "done": 12}
+    assert "progress_bar" not in vars(pipeline)
+
+
+def test_an_aborted_sampling_gives_the_bar_back() -> None:
+    pipeline = tiny_pipeline()
+    denoiser = load_denoiser(pipeline)
+
+    def stop(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    pipeline.transformer.register_forward_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        denoiser.sample([1], steps=3)
+    assert "progress_bar" not in vars(pipeline)
+
+
+class Session:
+    """An exported model: a config and a call, no torch module."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.config = model.config
+        self._model = model
+
+    def __call__(self, return_dict: bool = True, **inputs: torch.Tensor) -> tuple[torch.Tensor]:
+        return (self._model(**inputs).sample,)
+
+
+def test_a_transformer_that_is_no_torch_module() -> None:
+    denoiser = load_denoiser(tiny_pipeline())
+    other = denoiser.with_transformer(Session(denoiser.transformer))
+    assert torch.equal(other.sample([1, 2], steps=2), denoiser.sample([1, 2], steps=2))
+    assert other.conditions(6) == denoiser.conditions(6)
+    assert other.fingerprint == denoiser.fingerprint

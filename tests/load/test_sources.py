@@ -102,7 +102,7 @@ def test_the_scheduler_can_be_replaced(pipeline_folder: Path, tmp_path: Path) ->
     assert denoiser.sample([0], steps=2).isfinite().all()
     again = load_denoiser(str(pipeline_folder), scheduler=pipeline_folder)
     assert isinstance(again.pipeline.scheduler, DDIMScheduler)
-    with pytest.raises(InputError, match="scheduler_config.json: cannot be read"):
+    with pytest.raises(InputError, match=r"scheduler_config\.json: cannot be read"):
         load_denoiser(str(pipeline_folder), scheduler=tmp_path / "nowhere")
 
 
