@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPProcessor
 
 from ditpress.errors import InputError
+from ditpress.load.zoo import zoo_path
 from ditpress.progress import track
 
 BATCH_SIZE = 256
@@ -35,13 +36,13 @@ class FeatureExtractor:
         num_features: length D of a feature vector.
     """
 
-    def __init__(self, folder: str | Path, *, device: str | torch.device = "cpu") -> None:
-        """Load the model in float32.
+    def __init__(self, folder: str | Path | None = None, *, device: str | torch.device = "cpu") -> None:
+        """Load the model in float32; without a folder the bundled ``mnist-clip``.
 
         Raises:
             InputError: the folder is missing, holds no safetensors weights, or is not a CLIP model.
         """
-        self.folder = Path(folder)
+        self.folder = zoo_path("mnist-clip") if folder is None else Path(folder)
         self.name = self.folder.name
         self.sha256 = _weights_sha256(self.folder)
         try:

@@ -107,7 +107,7 @@ def details(
     *,
     errors: dict[str, tuple[float, float | None]] | None = None,
     sqnr: OutputSqnr | None = None,
-    float_bits: int = 16,
+    float_bits: int | None = None,
 ) -> Details:
     """Join sizes, :func:`layer_errors` and :func:`~ditpress.validate.paired.output_sqnr` for the plots."""
     before = stored_modules(original, float_bits=float_bits)

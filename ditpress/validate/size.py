@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ditpress.kernels.linear import QuantizedLinear
 from ditpress.validate.report import Size
@@ -19,12 +20,14 @@ class Stored:
     parameters: int
 
 
-def stored_modules(transformer: nn.Module, *, float_bits: int = 16) -> dict[str, Stored]:
+def stored_modules(transformer: nn.Module, *, float_bits: int | None = None) -> dict[str, Stored]:
     """Every module that owns tensors, by name; a module or tensor that several places share counts once.
 
     Args:
         transformer: plain modules and :class:`~ditpress.kernels.linear.QuantizedLinear`.
-        float_bits: bits in which the checkpoint stores a floating-point value that stays high.
+        float_bits: bits of a floating-point value that stays high. None: as our checkpoints store it, in
+            float16 where that holds every value of the tensor exactly, else in its own type; on the meta
+            device, where there are no values, 16.
 
     Buffers that are not saved with the model (``persistent=False``) do not count.
     """
@@ -41,20 +44,26 @@ def stored_modules(transformer: nn.Module, *, float_bits: int = 16) -> dict[str,
             for key, tensor in module._buffers.items()
             if key not in module._non_persistent_buffers_set
         }
-        bits = parameters = 0
+        bits = parameters = widest = 0
         for key, tensor in {**module._parameters, **saved}.items():
             if tensor is None or id(tensor) in seen:
                 continue
             seen.add(id(tensor))
-            bits += tensor.numel() * (float_bits if tensor.is_floating_point() else 8 * tensor.element_size())
+            each = _bits_per_value(tensor, float_bits)
+            bits += tensor.numel() * each
+            widest = max(widest, each if tensor.is_floating_point() else 0)
             parameters += tensor.numel() if key in module._parameters else 0
         if bits:
-            result[name] = Stored(f"fp{float_bits}", bits, parameters)
+            result[name] = Stored(f"fp{widest}" if widest else "integer", bits, parameters)
     return result
 
 
 def size_of(
-    original: nn.Module, compressed: nn.Module, *, float_bits: int = 16, onnx_bytes: int | None = None
+    original: nn.Module,
+    compressed: nn.Module,
+    *,
+    float_bits: int | None = None,
+    onnx_bytes: int | None = None,
 ) -> Size:
     """The size part of the report.
 
@@ -75,3 +84,13 @@ def size_of(
         effective_bits=bits / parameters,
         layers={name: stored.format for name, stored in after.items()},
     )
+
+
+def _bits_per_value(tensor: Tensor, float_bits: int | None) -> int:
+    if not tensor.is_floating_point():
+        return 8 * tensor.element_size()
+    if float_bits is not None:
+        return float_bits
+    if tensor.is_meta or torch.equal(tensor.half().to(tensor.dtype), tensor):
+        return 16
+    return 8 * tensor.element_size()

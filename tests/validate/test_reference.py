@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from ditpress.errors import InputError
-from ditpress.validate.reference import load_reference
+from ditpress.validate.reference import MNIST_TEST, load_reference
 
 
 def read_all(path: Path, shape: tuple[int, int, int], batch_size: int = 2) -> torch.Tensor:
@@ -31,6 +31,17 @@ def test_colour_npz_keeps_its_channels(tmp_path: Path) -> None:
     np.savez(tmp_path / "c.npz", images=images)
     expected = torch.from_numpy(images.astype(np.float32) / 255).permute(0, 3, 1, 2)
     assert torch.equal(read_all(tmp_path / "c.npz", (3, 8, 8)), expected)
+
+
+def test_bundled_digits_are_the_mnist_test_set() -> None:
+    reference = load_reference(MNIST_TEST)
+    assert (reference.name, reference.count) == ("mnist-test", 10000)
+    with np.load(MNIST_TEST) as arrays:
+        images, labels = arrays["images"], arrays["labels"]
+    # digits per class of the test set as published by LeCun et al.
+    assert np.bincount(labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    last = reference.read(9998, 10000, (1, 28, 28))
+    assert torch.equal((last[:, 0] * 255).round().to(torch.uint8), torch.from_numpy(images[-2:]))
 
 
 def test_folder_is_read_in_order_and_cropped_to_the_centre(tmp_path: Path) -> None:

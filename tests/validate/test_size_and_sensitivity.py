@@ -55,7 +55,7 @@ def quantize_int8(linear: nn.Linear) -> QuantizedLinear:
 def toys() -> tuple[Toy, Toy]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        original = Toy()
+        original = Toy().half().float()  # as loaded from a 16-bit checkpoint
     compressed = Toy()
     compressed.load_state_dict(original.state_dict())
     for block in compressed.blocks:
@@ -89,8 +89,18 @@ def test_float_bits_is_what_the_checkpoint_stores(toys: tuple[Toy, Toy]) -> None
     assert stored["blocks.0.down"].format == "fp32"
 
 
+def test_what_float16_cannot_hold_counts_in_its_own_type(toys: tuple[Toy, Toy]) -> None:
+    original, _ = toys
+    original.blocks[1].down.weight.data[0, 0] = 1 + 2**-20
+    stored = stored_modules(original)
+    assert (stored["blocks.1.down"].format, stored["blocks.1.down"].bits) == ("fp32", 32 * DOWN)
+    assert (stored["blocks.0.down"].format, stored["blocks.0.down"].bits) == ("fp16", 16 * DOWN)
+    assert stored_modules(original.to("meta"))["blocks.1.down"].bits == 16 * DOWN
+
+
 def test_a_tied_parameter_counts_once() -> None:
     model = nn.ModuleDict({"a": nn.Linear(8, 8, bias=False), "b": nn.Linear(8, 8, bias=False)})
+    model["a"].weight.data.fill_(1)
     model["b"].weight = model["a"].weight
     assert sum(stored.bits for stored in stored_modules(model).values()) == 16 * 64
 
@@ -108,22 +118,25 @@ def test_layer_errors_against_the_definition(toys: tuple[Toy, Toy]) -> None:
     errors = layer_errors(original, compressed, calls)
     assert set(errors) == {"blocks.0.up", "blocks.1.up"}
 
-    weight = original.blocks[1].up.weight.detach().double()
-    scale = weight.abs().amax(1, keepdim=True) / 127
-    rounded = torch.round(weight / scale) * scale
-    assert errors["blocks.1.up"][0] == pytest.approx(
-        float((rounded - weight).norm() / weight.norm()), rel=1e-4
-    )
+    def weight_and_change(block: int) -> tuple[torch.Tensor, torch.Tensor]:
+        weight = original.blocks[block].up.weight.detach()
+        scale = weight.abs().amax(1, keepdim=True) / 127
+        rounded = torch.round(weight / scale).double() * scale.double()
+        return weight.double(), rounded - weight.double()
 
+    weight, change = weight_and_change(1)
+    expected = math.sqrt(float((change**2).sum()) / float((weight**2).sum()))
+    assert errors["blocks.1.up"][0] == pytest.approx(expected, rel=1e-5)
+
+    weight, change = weight_and_change(0)
     signal = noise = 0.0
     for call in calls:
         with torch.no_grad():
-            x = call.kwargs["x"] + original.blocks[0].emb(call.kwargs["x"])  # what blocks.0.up reads
-        weight = original.blocks[0].up.weight.detach().double()
-        scale = weight.abs().amax(1, keepdim=True) / 127
-        y = x.double() @ weight.T + original.blocks[0].up.bias.detach().double()
-        signal += float((y**2).sum())
-        noise += float(((x.double() @ (torch.round(weight / scale) * scale - weight).T) ** 2).sum())
+            x = (
+                call.kwargs["x"] + original.blocks[0].emb(call.kwargs["x"])
+            ).double()  # what blocks.0.up reads
+        signal += float(((x @ weight.T + original.blocks[0].up.bias.detach().double()) ** 2).sum())
+        noise += float(((x @ change.T) ** 2).sum())
     assert errors["blocks.0.up"][1] == pytest.approx(10 * math.log10(signal / noise), abs=0.01)
 
 
