@@ -49,8 +49,9 @@ def parse(model: type[S], data: object, where: str) -> S:
 
 
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
-    """The first problem of ``error`` in one line: the field, what was expected, what to do."""
-    problem = error.errors()[0]
+    """The main problem of ``error`` in one line: the field, what was expected, what to do."""
+    # A misspelt field also leaves the right one missing: the misspelling is what there is to say.
+    problem = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
     location = tuple(problem["loc"])
     cause = problem.get("ctx", {}).get("error")
     if isinstance(cause, InputError):
