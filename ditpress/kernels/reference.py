@@ -48,9 +48,11 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     finite = amax.isfinite()
     used = finite & (amax >= TINY)
     divisor = torch.where(used, amax, 1.0)
-    # x / (amax / 127) and x * (127 / amax) round differently: the kernels use the second.
-    q = (torch.where(used, x, 0.0) * (127.0 / divisor)).round().clamp_(-127.0, 127.0)
-    a = torch.where(used, amax / 127.0, 0.0)
+    # A tensor, because torch turns a quotient with a Python number into a product with a rounded reciprocal:
+    # always when the number is above, and on GPUs when it is below.
+    full = torch.full_like(divisor, 127.0)
+    q = (torch.where(used, x, 0.0) * (full / divisor)).round().clamp_(-127.0, 127.0)
+    a = torch.where(used, amax / full, 0.0)
     return q, torch.where(finite, a, torch.nan)
 
 

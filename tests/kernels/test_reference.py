@@ -33,6 +33,17 @@ def test_quantized_rows_round_half_to_even() -> None:
     assert a.tolist() == [[1.0]]
 
 
+def test_row_factors_are_rounded_once() -> None:
+    """Values that lie on or beside a rounding tie, where any other way to divide gives other codes."""
+    generator = np.random.default_rng(0)
+    amax = generator.uniform(1e-6, 1e6, (2000, 1)).astype(np.float32)
+    ties = (np.arange(126) + 0.5) * amax / 127
+    x = np.concatenate([amax, ties.astype(np.float32)], axis=1)
+    q, a = quantize_rows(torch.from_numpy(x))
+    assert np.array_equal(a.numpy(), amax / np.float32(127))
+    assert np.array_equal(q.numpy(), np.rint(x * (np.float32(127) / amax)))
+
+
 def test_int8_is_bit_for_bit_the_written_order() -> None:
     """One element by hand, with numpy's float32 rounding at each step of the definition."""
     case = make_case("nf4", 1, 1, 5, 3)

@@ -6,12 +6,6 @@
 #include "isa.h"
 #include "weight.h"
 
-#if defined(_WIN32)
-#define DITPRESS_EXPORT extern "C" __declspec(dllexport)
-#else
-#define DITPRESS_EXPORT extern "C" __attribute__((visibility("default")))
-#endif
-
 namespace {
 
 constexpr int32_t kAbiVersion = 1;
@@ -53,8 +47,8 @@ DITPRESS_EXPORT const char* ditpress_isa() {
 // the process. 1 when found, else 0: then ditpress_weight_run works on the calling thread.
 DITPRESS_EXPORT int32_t ditpress_use_openmp(const char* path) { return ditpress::use_openmp(path) ? 1 : 0; }
 
-// Repack a weight (row-major `codes` uint8 [n][ceil(k * bits / 8)], low nibble first; `scale` [n][groups] float or half;
-// `codebook` int8 [2**bits]) for the named instruction set. Null on error. The inputs are not needed afterwards.
+// Repack a weight (row-major `codes` uint8 [n][ceil(k * bits / 8)], low nibble first; `scale` [n][groups] float or
+// half; `codebook` int8 [2**bits]) for the named instruction set. Null on error. The inputs are not needed afterwards.
 DITPRESS_EXPORT void* ditpress_weight_create(const uint8_t* codes, int64_t n, int64_t k, int32_t bits,
                                              const void* scale, int32_t scale_is_half, int64_t groups,
                                              const int8_t* codebook, int32_t int8_activations, const char* isa) {

@@ -5,6 +5,12 @@
 #include <cstddef>
 #include <cstdint>
 
+#if defined(_WIN32)
+#define DITPRESS_EXPORT extern "C" __declspec(dllexport)
+#else
+#define DITPRESS_EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
 namespace ditpress {
 
 // Activations are laid out in chunks of 16 values along K; every group of weights is padded to whole chunks

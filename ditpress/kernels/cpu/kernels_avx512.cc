@@ -14,8 +14,9 @@ namespace {
 
 constexpr int kVector = 64;  // 16 columns of 4 bytes
 
-// Register tiles, rows x vectors of 16 columns. One scale per channel: 6 x 4 int32 accumulators. Groups: int32 and float
-// accumulators side by side in registers, 7 x 2 of each (6 x 2 when codes are decoded in registers, which needs two more).
+// Register tiles, rows x vectors of 16 columns. One scale per channel: 6 x 4 int32 accumulators. Groups: int32 and
+// float accumulators side by side in registers, 7 x 2 of each (6 x 2 when codes are decoded in registers, which needs
+// two more).
 constexpr int kChannelRows = 6, kChannelVectors = 4;
 constexpr int kGroupRows = 7, kGroupNibbleRows = 6, kGroupVectors = 2;
 constexpr int kFloatRows = 4, kFloatVectors = 2;
@@ -53,16 +54,25 @@ DITPRESS_INLINE __m512i decode_table(const uint8_t* table) {
   return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
 }
 
+// Two vectors of weight bytes from one vector of codes. As an asm statement for the reason given at row_step.
+DITPRESS_INLINE void decode_pair(const uint8_t* packed, __m512i table, __m512i mask, __m512i& low, __m512i& high) {
+  using Codes = uint8_t[kVector];
+  asm volatile(
+      "vpandd %[codes], %[mask], %[low]\n\t"
+      "vpsrlw $4, %[codes], %[high]\n\t"
+      "vpandd %[high], %[mask], %[high]\n\t"
+      "vpshufb %[low], %[table], %[low]\n\t"
+      "vpshufb %[high], %[table], %[high]"
+      : [low] "=&v"(low), [high] "=&v"(high)
+      : [codes] "m"(*reinterpret_cast<const Codes*>(packed)), [mask] "v"(mask), [table] "v"(table));
+}
+
 // `Vectors` vectors of weight bytes for one quad of k.
 template <int Vectors, bool Nibbles>
 DITPRESS_INLINE void load_weights(const uint8_t* w, __m512i table, __m512i (&b)[Vectors]) {
   if constexpr (Nibbles) {
     const __m512i mask = _mm512_set1_epi8(15);
-    DITPRESS_EACH(Vectors / 2, j)
-      const __m512i codes = _mm512_loadu_si512(w + j * kVector);
-      b[2 * j] = _mm512_shuffle_epi8(table, _mm512_and_si512(codes, mask));
-      b[2 * j + 1] = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(codes, 4), mask));
-    DITPRESS_END
+    DITPRESS_EACH(Vectors / 2, j) decode_pair(w + j * kVector, table, mask, b[2 * j], b[2 * j + 1]); DITPRESS_END
   } else {
     DITPRESS_EACH(Vectors, v) b[v] = _mm512_loadu_si512(w + v * kVector); DITPRESS_END
   }
@@ -201,7 +211,8 @@ __attribute__((noinline)) void float_tile(const FloatJob& job, int64_t row) {
       DITPRESS_EACH(4, i)
         DITPRESS_EACH(Vectors, v)
           // byte i of every dword, sign extended
-          const __m512 weight = _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(b[v], 24 - 8 * decltype(i)::value), 24));
+          constexpr int kLeft = 24 - 8 * decltype(i)::value;
+          const __m512 weight = _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(b[v], kLeft), 24));
           DITPRESS_EACH(Rows, r)
             acc[r][v] = _mm512_fmadd_ps(_mm512_set1_ps(x[r * padded_k + i]), weight, acc[r][v]);
           DITPRESS_END
