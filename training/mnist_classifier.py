@@ -1,6 +1,6 @@
 """A small digit classifier: the judge of what a model of digits draws.
 
-    python training/mnist_classifier.py --data mnist.npz       # train it, print its test accuracy
+python training/mnist_classifier.py --data mnist.npz       # train it, print its test accuracy
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ def accuracy(model: DigitClassifier, images: torch.Tensor, labels: torch.Tensor)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="mnist.npz with train_x, train_y, test_x, test_y")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="mnist.npz with train_x, train_y, test_x, test_y"
+    )
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

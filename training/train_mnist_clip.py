@@ -123,16 +123,22 @@ def build_model(tokenizer: CLIPTokenizer) -> CLIPModel:
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64))
 
 
-def contrastive_loss(image: torch.Tensor, text: torch.Tensor, same: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Symmetric cross entropy with equal weight on all positives; ``image``, ``text`` [n, d], ``same`` [n, n]."""
+def contrastive_loss(
+    image: torch.Tensor, text: torch.Tensor, same: torch.Tensor, scale: torch.Tensor
+) -> torch.Tensor:
+    """Symmetric cross entropy, equal weight on all positives; ``image``, ``text`` [n, d], ``same`` [n, n]."""
     logits = scale.exp() * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
     target = same / same.sum(1, keepdim=True)
     return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
 
 
-def zero_shot_accuracy(model: CLIPModel, processor: CLIPProcessor, pixels: torch.Tensor, labels: torch.Tensor) -> float:
+def zero_shot_accuracy(
+    model: CLIPModel, processor: CLIPProcessor, pixels: torch.Tensor, labels: torch.Tensor
+) -> float:
     """Share of images whose nearest caption "a photo of the digit ..." names their digit."""
-    tokens = processor.tokenizer([caption(d, None, None, 0) for d in range(10)], return_tensors="pt", padding=True)
+    tokens = processor.tokenizer(
+        [caption(d, None, None, 0) for d in range(10)], return_tensors="pt", padding=True
+    )
     with torch.inference_mode():
         text = F.normalize(model.get_text_features(**tokens.to(pixels.device)).pooler_output, dim=-1)
         image = torch.cat([model.get_image_features(b).pooler_output for b in pixels.split(1000)])
@@ -141,7 +147,9 @@ def zero_shot_accuracy(model: CLIPModel, processor: CLIPProcessor, pixels: torch
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="mnist.npz with train_x, train_y, test_x, test_y")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="mnist.npz with train_x, train_y, test_x, test_y"
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=512)
@@ -197,7 +205,8 @@ def main() -> None:
             with torch.no_grad():
                 model.logit_scale.clamp_(max=float(np.log(100)))  # as in CLIP, section 2.5
             if b % 20 == 0:
-                print(f"epoch {epoch} batch {b}/{batches} loss {loss.item():.3f} {time.perf_counter() - started:.0f} s", flush=True)
+                seconds = time.perf_counter() - started
+                print(f"epoch {epoch} batch {b}/{batches} loss {loss.item():.3f} {seconds:.0f} s", flush=True)
 
     model = model.eval().half()
     model.save_pretrained(args.out)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import diffusers
 from diffusers import DDIMScheduler, DiffusionPipeline, DiTPipeline
-from diffusers.utils import logging
 from torch import nn
 
 from ditpress.errors import InputError
@@ -17,7 +14,7 @@ from ditpress.load.anatomy import anatomy_of
 from ditpress.load.pipelines import LatentDiTPipeline, PixelDiTPipeline
 from ditpress.load.random_dit import architecture, random_dit
 from ditpress.load.source import Source, download
-from ditpress.load.weights import check_finite, first_line, load_transformer, read_json
+from ditpress.load.weights import check_finite, first_line, load_transformer, quiet_diffusers, read_json
 from ditpress.load.zoo import zoo_entry
 
 
@@ -67,7 +64,7 @@ def _load_folder(folder: Path) -> DiffusionPipeline:
     if "vae" in index and index["vae"] == [None, None]:
         components["vae"] = None
     try:
-        with _no_loading_bar():
+        with quiet_diffusers():
             pipeline = cls.from_pretrained(folder, use_safetensors=True, local_files_only=True, **components)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
         raise InputError(f"{folder}: cannot be loaded as {cls.__name__}: {first_line(error)}") from error
@@ -118,15 +115,3 @@ def _json_keys(settings: Any) -> dict[str, Any]:
         key: {str(k): v for k, v in value.items()} if isinstance(value, dict) else value
         for key, value in settings.items()
     }
-
-
-@contextlib.contextmanager
-def _no_loading_bar() -> Iterator[None]:
-    """Diffusers shows a bar even for a load of milliseconds."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import diffusers
 import torch
@@ -107,7 +107,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         return torch.tensor([int(label) for label in class_labels], device=device)
 
     def _configure(
-        self, id2label: Mapping[int, str] | None, caption: str, default_steps: int, default_guidance: float
+        self, id2label: dict | None, caption: str, default_steps: int, default_guidance: float
     ) -> None:
         # JSON turns the keys into strings: keep one form, so that a saved pipeline equals the loaded one.
         labels = None if id2label is None else {str(index): name for index, name in id2label.items()}
@@ -125,7 +125,7 @@ class PixelDiTPipeline(ClassConditionalPipeline):
         self,
         transformer: ModelMixin,
         scheduler: SchedulerMixin,
-        id2label: Mapping[int, str] | None = None,
+        id2label: dict | None = None,
         caption: str = "a photo of a {label}",
         default_steps: int = 50,
         default_guidance: float = 4.0,
@@ -153,7 +153,7 @@ class LatentDiTPipeline(ClassConditionalPipeline):
         transformer: ModelMixin,
         scheduler: SchedulerMixin,
         vae: AutoencoderKL | None = None,
-        id2label: Mapping[int, str] | None = None,
+        id2label: dict | None = None,
         caption: str = "a photo of a {label}",
         default_steps: int = 50,
         default_guidance: float = 4.0,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
+from diffusers.utils import logging
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -35,13 +38,14 @@ def load_transformer(folder: Path) -> nn.Module:
         raise InputError(f"{folder}: is already quantized with {method}; give the original model")
     check_safetensors(folder)
     try:
-        model, info = cls.from_pretrained(
-            folder,
-            torch_dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        with quiet_diffusers():
+            model, info = cls.from_pretrained(
+                folder,
+                torch_dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, NotImplementedError) as error:
         raise InputError(f"{folder}: cannot be loaded as {cls.__name__}: {first_line(error)}") from error
     for problem in ("missing_keys", "unexpected_keys"):
@@ -102,6 +106,20 @@ def check_finite(model: nn.Module, what: str) -> None:
             raise InputError(
                 f"{what}: {name} holds NaN or infinite values; the checkpoint is broken, get another"
             )
+
+
+@contextlib.contextmanager
+def quiet_diffusers() -> Iterator[None]:
+    """No bar for a load of milliseconds, and no paragraphs about what becomes a one-line error of ours."""
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
 
 
 def read_json(path: Path) -> dict[str, Any]:

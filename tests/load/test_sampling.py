@@ -166,7 +166,7 @@ def test_a_dit_pipeline_of_other_class_count_gets_our_null_class(tmp_path: Path)
 
 
 @pytest.mark.parametrize("through", ["class", "diffusers"])
-def test_pipeline_folder_round_trip(tmp_path: Path, through: str) -> None:
+def test_pipeline_folder_round_trip(tmp_path: Path, through: str, capfd: pytest.CaptureFixture[str]) -> None:
     pipeline = tiny_pipeline()
     pipeline.register_to_config(
         id2label={"0": "zero, nought", "1": "one"}, default_steps=3, default_guidance=1.5
@@ -174,8 +174,10 @@ def test_pipeline_folder_round_trip(tmp_path: Path, through: str) -> None:
     before = load_denoiser(pipeline).sample([1, 2])
     pipeline.transformer.transformer_blocks[1].norm1.emb = tiny_dit().transformer_blocks[0].norm1.emb
     pipeline.save_pretrained(tmp_path)
+    capfd.readouterr()
     loaded = (PixelDiTPipeline if through == "class" else DiffusionPipeline).from_pretrained(tmp_path)
     assert type(loaded) is PixelDiTPipeline
+    assert "Expected types" not in capfd.readouterr().err
     denoiser = load_denoiser(loaded)
     assert (denoiser.default_steps, denoiser.default_guidance) == (3, 1.5)
     assert torch.equal(denoiser.sample([1, 2]), before)
@@ -291,7 +293,7 @@ def test_an_aborted_sampling_gives_the_bar_back() -> None:
     assert "progress_bar" not in vars(pipeline)
 
 
-class Session:
+class Exported:
     """An exported model: a config and a call, no torch module."""
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -304,7 +306,7 @@ class Session:
 
 def test_a_transformer_that_is_no_torch_module() -> None:
     denoiser = load_denoiser(tiny_pipeline())
-    other = denoiser.with_transformer(Session(denoiser.transformer))
+    other = denoiser.with_transformer(Exported(denoiser.transformer))
     assert torch.equal(other.sample([1, 2], steps=2), denoiser.sample([1, 2], steps=2))
     assert other.conditions(6) == denoiser.conditions(6)
     assert other.fingerprint == denoiser.fingerprint

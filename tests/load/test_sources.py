@@ -218,11 +218,12 @@ def test_large_weights_are_not_taken_for_infinite(folder: Path) -> None:
     load_transformer(folder)
 
 
-def test_weights_of_another_model(folder: Path) -> None:
+def test_weights_of_another_model(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     state = load_file(folder / WEIGHTS)
     tensor = state.pop("proj_out_2.bias")
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     assert "1 missing keys such as proj_out_2.bias" in refused(folder)
+    assert capfd.readouterr() == ("", "")  # the one line is all
     save_file(
         state | {"proj_out_2.bias": tensor, "extra": tensor.clone()},
         folder / WEIGHTS,
@@ -324,3 +325,16 @@ def test_a_hub_model_is_fetched_without_pickles(
         denoiser.sample([3], steps=1), load_denoiser(str(pipeline_folder)).sample([3], steps=1)
     )
     assert asked == [["*.safetensors", "*.json", "*.txt", "*.model"]]
+
+
+def test_random_weights_have_full_rank_and_the_right_spread() -> None:
+    model = random_dit(architecture("DiT-B/8") | {"num_layers": 1, "num_embeds_ada_norm": 10})
+    block = model.transformer_blocks[0]
+    modulation = block.norm1.linear.weight  # 4608 x 768: reads the pool almost once
+    assert modulation.std().item() == pytest.approx(0.02, rel=0.01)
+    assert block.attn1.to_q.weight.std().item() == pytest.approx((2 / (768 + 768)) ** 0.5, rel=0.01)
+    for weight in (modulation, block.ff.net[0].proj.weight, block.ff.net[2].weight):
+        rows = torch.nn.functional.normalize(weight, dim=1)
+        rows = rows[:: max(1, len(rows) // 512)]
+        cosine = rows @ rows.T - torch.eye(len(rows))
+        assert cosine.abs().max() < 0.3  # random rows: about 5 / sqrt(768)
