@@ -1,7 +1,7 @@
-"""``ditpress.compress(...)`` and ``ditpress.load(...)`` are also the names of the rooms ``compress/`` and ``load/``.
+"""The functions ``ditpress.compress`` and ``ditpress.load`` bear the names of packages.
 
-Importing a submodule binds it as an attribute of its package, over any function of that name. So these two packages
-can themselves be called.
+Importing a submodule binds it as an attribute of its package, over any function of that name. So these two
+packages can themselves be called.
 """
 
 from __future__ import annotations

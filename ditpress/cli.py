@@ -74,8 +74,8 @@ def _say(message: str) -> None:
 def cli(verbose: bool) -> None:
     """Make pretrained Diffusion Transformers small and fast after training.
 
-    MODEL is zoo:NAME, a diffusers folder or hub id, a folder with only a transformer, the OUT of an earlier run, or
-    random:DiT-XL/2.
+    MODEL is zoo:NAME, a diffusers folder or hub id, a folder with only a transformer, the OUT of an earlier
+    run, or random:DiT-XL/2.
     """
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("ditpress").setLevel(logging.DEBUG if verbose else logging.WARNING)
@@ -161,7 +161,7 @@ def _run(
 ) -> None:
     if out is None and not dry_run:
         raise click.UsageError("missing -o OUT, the folder for the results")
-    named = {"seed": seed, "validation.steps": steps, "validation.samples": samples}
+    named: dict[str, float | None] = {"seed": seed, "validation.steps": steps, "validation.samples": samples}
     named |= {"calibration.guidance": guidance, "validation.guidance": guidance}
     settings = [*overrides, *(f"{name}={value}" for name, value in named.items() if value is not None)]
     from ditpress.recipes.recipe import load_recipe
@@ -181,7 +181,7 @@ def _run(
         assert out is not None
         result = run_recipe(model, parsed, out, fresh=fresh, scheduler=scheduler, device=device)
     if as_json:
-        click.echo(result.report.to_json(), nl=False)
+        click.echo(result.report.data.to_json(), nl=False)
     elif not quiet:
         show.report_table(result)
 
@@ -234,12 +234,12 @@ def validate_command(
     from ditpress.recipes import show
     from ditpress.recipes.revalidate import revalidate
 
-    named = {"samples": samples, "steps": steps, "guidance": guidance}
+    named: dict[str, Any] = {"samples": samples, "steps": steps, "guidance": guidance}
     named |= {"extractor": extractor and str(extractor), "reference": reference and str(reference)}
     with _silence(quiet or as_json):
         result = revalidate(out, {name: value for name, value in named.items() if value is not None})
     if as_json:
-        click.echo(result.report.to_json(), nl=False)
+        click.echo(result.report.data.to_json(), nl=False)
     elif not quiet:
         show.report_table(result)
 

@@ -1,4 +1,4 @@
-"""Strict settings: typed, frozen, no unknown key, and an error that says in one line what to write instead."""
+"""Strict settings: typed, frozen, no unknown key, and errors that say in one line what to write instead."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
     field = _dotted(where, location)
     if problem["type"] == "extra_forbidden":
         parent = _dotted(where, location[:-1])
-        return f'{parent} has no field "{location[-1]}"; {suggest(str(location[-1]), _fields(model, location[:-1]))}'
+        name = str(location[-1])
+        return f'{parent} has no field "{name}"; {suggest(name, _fields(model, location[:-1]))}'
     if problem["type"] == "missing":
         return f"{field} is missing; add it"
     message = str(problem["msg"]).removeprefix("Value error, ")

@@ -1,8 +1,9 @@
 """SmoothQuant: move the range of activation outliers into the weights, without changing the function.
 
-Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models", ICML 2023,
-eq. 4. In a DiT the factor is absorbed by what produces the linear's input: the adaLN modulation (shift and scale
-rows) or the V projection in front of the attention's output projection, so nothing is added to the graph.
+Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models", ICML
+2023, eq. 4. In a DiT the factor is absorbed by what produces the linear's input: the adaLN modulation (shift
+and scale rows) or the V projection in front of the attention's output projection, so nothing is added to the
+graph.
 """
 
 from __future__ import annotations
@@ -76,8 +77,9 @@ class Smooth(Stage):
 def fold(transformer: nn.Module, group: SmoothGroup, factors: Tensor) -> None:
     """Multiply the input columns of the group's linears by ``factors`` [K] and divide their producer by them.
 
-    ``modulate(h) = h * (1 + scale) + shift`` with scale and shift from the adaLN linear, so dividing its result by s
-    means: shift rows ``w, b /= s``; scale rows ``w /= s`` and ``b -> (b + 1 - s) / s``. V rows: ``w, b /= s``.
+    ``modulate(h) = h * (1 + scale) + shift`` with scale and shift from the adaLN linear, so dividing its
+    result by s means: shift rows ``w, b /= s``; scale rows ``w /= s`` and ``b -> (b + 1 - s) / s``. V rows:
+    ``w, b /= s``.
     """
     for name in group.linears:
         weight = _weight(transformer.get_submodule(name))

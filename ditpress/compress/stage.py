@@ -29,8 +29,8 @@ class LayerFormat:
 class Stage(Settings, ABC):
     """One step of a recipe.
 
-    Its fields are the method's hyper-parameters. ``kind`` is its name in YAML. The two frozen sets say, as data,
-    where in a recipe it may stand.
+    Its fields are the method's hyper-parameters. ``kind`` is its name in YAML. The two frozen sets say, as
+    data, where in a recipe it may stand.
     """
 
     kind: str
@@ -55,10 +55,10 @@ class Stage(Settings, ABC):
 
 
 STAGES: dict[str, type[Stage]] = {}
-C = TypeVar("C", bound=type[Stage])
+S = TypeVar("S", bound=Stage)
 
 
-def register_stage(cls: C) -> C:
+def register_stage(cls: type[S]) -> type[S]:
     """Class decorator: make a stage known to recipes under the default of its ``kind`` field."""
     STAGES[cls.model_fields["kind"].default] = cls
     return cls

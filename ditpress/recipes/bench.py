@@ -1,4 +1,4 @@
-"""Milliseconds per denoising step: the original in fp32 ONNX against ours, in ONNX Runtime, on the same inputs."""
+"""Milliseconds per denoising step: the original in fp32 ONNX against ours, both in ONNX Runtime."""
 
 from __future__ import annotations
 

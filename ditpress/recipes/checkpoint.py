@@ -1,4 +1,4 @@
-"""Finished steps of a run, each with a manifest that proves it: a step is done when its manifest is there and true."""
+"""Finished steps of a run: a step is done when its manifest is there and its files are as it says."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Checkpoints:
         return self.run.path / "stages" / f"{index:02d}-{name}-{key[:12]}"
 
     def find(self, index: int, name: str, key: str) -> Manifest | None:
-        """The manifest of a finished step, or None where it is missing or any of its files is not as written."""
+        """The manifest of a finished step, or None where it or one of its files is not as written."""
         manifest = self.read(index, name, key)
         if manifest is None:
             return None
@@ -84,7 +84,8 @@ class Checkpoints:
     ) -> Manifest:
         """Do the step: ``fill(folder)`` writes its files and may return facts for the manifest.
 
-        With ``publish`` the files appear under that name in OUT ("model") and ``stages/`` holds the manifest only.
+        With ``publish`` the files appear under that name in OUT ("model") and ``stages/`` holds the manifest
+        only.
         """
         relative = self.folder(index, name, key).relative_to(self.run.path).as_posix()
         prefix = publish or relative

@@ -61,7 +61,7 @@ def conclude(
     onnx_bytes = sum(file.stat().st_size for file in (run.path / "onnx").rglob("*") if file.is_file())
     here = environment()
     report = Report(
-        schema_version=1,
+        schema=1,
         recipe=recipe.name,
         model=denoiser.source.spec,
         seed=recipe.seed,

@@ -1,7 +1,7 @@
-"""Runs a recipe: load, record calls, stages, model folder, ONNX, validation, report. Resumes where a run stopped.
+"""Runs a recipe: load, record calls, stages, model folder, ONNX, validation, report.
 
-Every step is a checkpoint keyed by the content it depends on, so a run that was killed at any moment goes on from
-its last finished step, and ends in the same bits as an undisturbed one.
+Every step is a checkpoint keyed by the content it depends on, so a run that was killed at any moment goes on
+from its last finished step, and ends in the same bits as an undisturbed one.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import copy
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,7 @@ class _Run:
         )
 
     def compress(self, base: str, calls: list[Call]) -> tuple[str, dict[str, Any]]:
-        """Apply the stages that are not done yet; the key of the last one, and the errors of single layers."""
+        """Apply the stages that are not done yet; the key of the last one, and the error of each layer."""
         stages = self.recipe.stages
         keys = [base]
         for stage in stages:
@@ -192,12 +193,8 @@ class _Run:
             stage = stages[index - 1]
             log.info("stage %d/%d %s", index, len(stages), stage.kind)
             with _named(f"stage {index}/{len(stages)} {stage.kind}"):
-                self.done.do(
-                    index,
-                    stage.kind,
-                    keys[index],
-                    lambda part, stage=stage: steps.apply_stage(stage, self.denoiser, calls, part),
-                )
+                fill = partial(steps.apply_stage, stage, self.denoiser, calls)
+                self.done.do(index, stage.kind, keys[index], fill)
             self.reload(index, keys[index])
         errors: dict[str, Any] = {}
         for record in self.done.records.values():

@@ -96,7 +96,7 @@ def role_table(denoiser: Denoiser, recipe: Recipe) -> tuple[RoleRow, ...]:
 
 
 def disk_bytes(denoiser: Denoiser, recipe: Recipe) -> int:
-    """The most that a run writes: a float copy per stage that keeps floats, the original in ONNX, the results."""
+    """The most that a run writes: a copy of the model per stage, the original in ONNX, the results."""
     full = _float_bytes(denoiser)
     small = size_of(
         skeleton(denoiser.transformer), planned(denoiser, recipe.stages), float_bits=32

@@ -39,7 +39,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def replace_folder(source: Path, target: Path, trash: Path) -> None:
-    """Put the finished folder ``source`` in the place of ``target``; an old ``target`` goes by way of ``trash``.
+    """Put the finished folder ``source`` in the place of ``target``; the old one goes by way of ``trash``.
 
     All three lie on one file system. Killed between the two renames, ``target`` is missing, never half there.
     """

@@ -33,7 +33,7 @@ def measure(into: Measure) -> Iterator[None]:
 
 
 def peak_rss_bytes() -> int:
-    """Largest resident memory since the start of the last :func:`measure`; elsewhere than on Linux, of the process."""
+    """Largest resident memory since the last :func:`measure` began; not on Linux: of the whole process."""
     with contextlib.suppress(OSError):
         found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
         if found:
@@ -43,6 +43,6 @@ def peak_rss_bytes() -> int:
 
 
 def _reset_peak() -> None:
-    """Start the peak anew (Linux: 5 in clear_refs). Where that is not allowed the peak of the whole run stands."""
+    """Start the peak anew (Linux: 5 in clear_refs); where that is not allowed the old one stands."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")

@@ -15,8 +15,8 @@ from ditpress.errors import InputError
 def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """A copy of the recipe ``data`` (every default written out) with the overrides applied.
 
-    A name starts with a section (``validation.samples``), a stage (``quantize.activations``) or, where a stage
-    stands more than once, its place (``stages.0.alpha``). Values are YAML.
+    A name starts with a section (``validation.samples``), a stage (``quantize.activations``) or, where a
+    stage stands more than once, its place (``stages.0.alpha``). Values are YAML.
 
     Raises:
         InputError: not of the form ``name=value``, or a name that does not exist, with the closest one.
@@ -33,11 +33,12 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str,
             raise InputError(f"--set {override}: the value is not valid YAML; put quotes around it") from None
         target, rest = _start(changed, parts, override)
         for part in rest[:-1]:
-            target = target.get(_known(part, target, override))
-            if not isinstance(target, dict):
+            inner = target[_known(part, target, override)]
+            if not isinstance(inner, dict):
                 raise InputError(
                     f'--set {override}: "{part}" is a value and has no fields; leave out what follows'
                 )
+            target = inner
         name = _known(rest[-1], target, override)
         if isinstance(target[name], dict) and not isinstance(value, dict):
             fields = ", ".join(target[name])

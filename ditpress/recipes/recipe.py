@@ -1,4 +1,4 @@
-"""Recipes: an ordered list of stages and how they are calibrated, validated and exported. YAML in, YAML out."""
+"""Recipes: an ordered list of stages, and how they are calibrated, validated and exported."""
 
 from __future__ import annotations
 

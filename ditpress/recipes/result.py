@@ -14,7 +14,7 @@ from ditpress.validate.report import Report, load_report
 
 @dataclass(frozen=True)
 class ShownReport:
-    """A report that shows itself in a notebook, pictures included; all fields of the report are attributes of it."""
+    """A report, field by field, that shows itself in a notebook with its pictures."""
 
     data: Report
     page: Path

@@ -14,7 +14,7 @@ from ditpress.recipes.run import read_marker
 
 
 def revalidate(out: str | Path, settings: dict[str, Any]) -> Result:
-    """Draw and measure again with ``settings`` of :class:`ValidationSpec` changed; rewrites recipe.yaml and report.
+    """Draw and measure again with ``settings`` of :class:`ValidationSpec` changed; rewrites the report.
 
     The compressed model and its ONNX file are taken as they are (and made again where they are damaged).
 

@@ -65,8 +65,8 @@ class RunFolder:
         free = free_bytes(self.path)
         if free < needed:
             raise InputError(
-                f"{self.path}: {free / 1e9:.2f} GB free on the disk, this run writes up to {needed / 1e9:.2f} GB; "
-                "free some space or give another -o"
+                f"{self.path}: {free / 1e9:.2f} GB free on the disk, this run writes up to "
+                f"{needed / 1e9:.2f} GB; free some space or give another -o"
             )
 
 
@@ -102,8 +102,8 @@ def check_out(path: Path, identity: dict[str, Any], fresh: bool) -> None:
     if not fresh and marker["key"] != identity["key"]:
         raise InputError(
             f"{path} holds a run of {marker['model']} with recipe {marker['recipe']} (settings "
-            f"{marker['key'][:8]}, asked for {identity['model']} with {identity['recipe']}, {identity['key'][:8]}); "
-            "give another -o, or --fresh to replace it"
+            f"{marker['key'][:8]}, asked for {identity['model']} with {identity['recipe']}, "
+            f"{identity['key'][:8]}); give another -o, or --fresh to replace it"
         )
 
 

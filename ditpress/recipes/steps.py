@@ -30,8 +30,8 @@ from ditpress.validate.sensitivity import layer_errors
 SAMPLES, OUTPUTS = "samples.safetensors", "outputs.safetensors"
 VALIDATION_SEEDS = 1_000_000  # validation images are never drawn from the noise of calibration
 ERROR_CALLS = 3  # calls on which the error of single layers is measured
-# Where inputs are rounded to int8, a difference in the last bit of a norm before it can move a value that lies
-# halfway to the next of 127 steps. That is no fault of the export, but far above float rounding.
+# Where inputs are rounded to int8, a difference in the last bit of a norm before it can move a value that
+# lies halfway to the next of 127 steps. That is no fault of the export, but far above float rounding.
 ROUNDING_LIMIT = 1e-2
 MAX_PSNR = 200.0  # JSON holds no infinity: equal outputs count as this
 
@@ -92,8 +92,8 @@ def apply_stage(stage: Stage, denoiser: Denoiser, calls: Sequence[Call], folder:
 def reload(denoiser: Denoiser, folder: Path) -> Denoiser:
     """The denoiser on the transformer that a stage saved.
 
-    An undisturbed run goes through here after every stage too: a resumed one then starts from the same bytes at
-    the same alignment, which matters to the last bit in vectorised sums.
+    An undisturbed run goes through here after every stage too: a resumed one then starts from the same bytes
+    at the same alignment, which matters to the last bit in vectorised sums.
     """
     device = next(
         (tensor.device for tensor in denoiser.transformer.state_dict().values()), torch.device("cpu")

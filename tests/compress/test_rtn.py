@@ -39,7 +39,9 @@ def test_scale_is_the_best_clip_and_codes_are_nearest(name: str, group: int) -> 
     format = FORMATS[name]
     generator = torch.Generator().manual_seed(7)
     weight = torch.randn(12, 96, generator=generator) * torch.rand(12, 1, generator=generator) * 0.1
-    weight[0, :group] *= torch.where(torch.arange(group) == 3, 20.0, 1.0)  # an outlier, which clipping must weigh
+    weight[0, :group] *= torch.where(
+        torch.arange(group) == 3, 20.0, 1.0
+    )  # an outlier, which clipping must weigh
     groups = split_groups(weight, group)
     scale = search_scale(groups, format, torch.float16)
     codes = round_to_nearest(groups, scale, format)
@@ -49,8 +51,8 @@ def test_scale_is_the_best_clip_and_codes_are_nearest(name: str, group: int) -> 
             values = groups[row, index].double().numpy()
             chosen = float(scale[row, index].double())
             error = float(((values - chosen * entries[codes[row, index].numpy()]) ** 2).sum())
-            # Nearest codes for this scale; and no other candidate does better, but where the sign of the scale
-            # is chosen by the largest weight alone the other sign may, by a little.
+            # Nearest codes for this scale; and no other candidate does better, but where the sign of the
+            # scale is chosen by the largest weight alone the other sign may, by a little.
             assert error == pytest.approx(squared_error(values, chosen, table(format)), rel=1e-4)
             slack = 1.35 if name == "int4" else 1.0001
             assert error <= brute_force(values, format, np.float16) * slack
@@ -105,7 +107,9 @@ def test_error_is_bounded_at_every_magnitude(size: float, seed: int, name: str) 
 
 
 def test_refusals_name_the_layer_and_the_remedy() -> None:
-    with pytest.raises(InputError, match=r"blocks\.0\.fc: K = 72 is not divisible by the group 64; use a group of 72"):
+    with pytest.raises(
+        InputError, match=r"blocks\.0\.fc: K = 72 is not divisible by the group 64; use a group of 72"
+    ):
         split_groups(torch.zeros(4, 72), 64, "blocks.0.fc")
     broken = torch.zeros(4, 64)
     broken[1, 1] = float("nan")

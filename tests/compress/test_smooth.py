@@ -71,7 +71,8 @@ def test_broken_statistics_change_nothing() -> None:
     state = copy.deepcopy(denoiser.transformer.state_dict())
     stage = Smooth()
     statistics = {
-        want: torch.ones(denoiser.transformer.get_submodule(want.layer).in_features) for want in stage.wants(denoiser)
+        want: torch.ones(denoiser.transformer.get_submodule(want.layer).in_features)
+        for want in stage.wants(denoiser)
     }
     statistics[stage.wants(denoiser)[-1]][0] = float("inf")
     with pytest.raises(StageError, match="overflow"):

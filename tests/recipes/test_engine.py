@@ -36,12 +36,15 @@ def undisturbed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_what_the_design_says(undisturbed: Path, model: Path) -> None:
     report = load_report(undisturbed / "report.json")
-    assert report.model == str(model) and report.recipe == "w4a8"
+    assert report.model == str(model)
+    assert report.recipe == "w4a8"
     assert [stage.name for stage in report.stages][:2] == ["calibration", "original"]
     assert [s.name for s in report.stages][2:] == ["smooth", "quantize", "model", "onnx", "validation"]
     assert all(stage.peak_rss_bytes > 10_000_000 for stage in report.stages)
-    assert report.fidelity.samples == 0 and report.fidelity.paired.psnr is None
-    assert report.fidelity.paired.output_sqnr_db is not None and report.fidelity.paired.output_sqnr_db > 10
+    assert report.fidelity.samples == 0
+    assert report.fidelity.paired.psnr is None
+    assert report.fidelity.paired.output_sqnr_db is not None
+    assert report.fidelity.paired.output_sqnr_db > 10
     assert report.parity.onnx_vs_torch_max_abs is not None
     onnx = undisturbed / "onnx" / "transformer" / "model.onnx"
     assert report.size.onnx_bytes == sum(f.stat().st_size for f in onnx.parent.iterdir())
@@ -50,11 +53,24 @@ def test_a_run_leaves_what_the_design_says(undisturbed: Path, model: Path) -> No
     assert not list(undisturbed.glob(".part-*"))
 
 
-# Each is the name of a file or folder; the run is killed as soon as it is there, in the middle of what follows.
-@pytest.mark.parametrize("moment", ["stages/00-calibration-*", "stages/01-smooth-*", ".part-stages-02-*", ".part-onnx"])
-def test_killed_and_run_again_gives_the_same_bits(moment: str, model: Path, undisturbed: Path, tmp_path: Path) -> None:
+# Each is the name of a file or folder; the run is killed as soon as it is there, in the middle of what
+# follows.
+@pytest.mark.parametrize(
+    "moment", ["stages/00-calibration-*", "stages/01-smooth-*", ".part-stages-02-*", ".part-onnx"]
+)
+def test_killed_and_run_again_gives_the_same_bits(
+    moment: str, model: Path, undisturbed: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-c", "from ditpress.cli import main; main()", "w4a8", str(model), "-o", str(out)]
+    command = [
+        sys.executable,
+        "-c",
+        "from ditpress.cli import main; main()",
+        "w4a8",
+        str(model),
+        "-o",
+        str(out),
+    ]
     command += [part for setting in QUICK for part in ("--set", setting)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), *sys.path])}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -68,7 +84,9 @@ def test_killed_and_run_again_gives_the_same_bits(moment: str, model: Path, undi
     assert hashes(out) == hashes(undisturbed)
 
 
-def test_a_finished_run_is_not_done_again(model: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_run_is_not_done_again(
+    model: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_args: object, **_kwargs: object) -> None:
         raise AssertionError("was done again")
 
@@ -78,7 +96,8 @@ def test_a_finished_run_is_not_done_again(model: Path, undisturbed: Path, monkey
     result = ditpress.compress(str(model), "w4a8", out=undisturbed, overrides=QUICK)
     assert hashes(undisturbed) == before
     assert type(result.pipeline).__name__ == "PixelDiTPipeline"
-    assert "<html" in result.report._repr_html_() and result.report.recipe == "w4a8"
+    assert "<html" in result.report._repr_html_()
+    assert result.report.recipe == "w4a8"
 
 
 @pytest.mark.parametrize("damaged", ["stages/02-quantize-*/*.safetensors", "model/transformer/*.safetensors"])
@@ -97,7 +116,7 @@ def test_the_written_recipe_gives_the_same_bits(model: Path, undisturbed: Path, 
 
 def test_out_of_another_run_is_kept(model: Path, undisturbed: Path, tmp_path: Path) -> None:
     before = hashes(undisturbed)
-    with pytest.raises(InputError, match="holds a run of .* with recipe w4a8 .*--fresh to replace it"):
+    with pytest.raises(InputError, match=r"holds a run of .* with recipe w4a8 .*--fresh to replace it"):
         ditpress.compress(str(model), "w8a8", out=undisturbed, overrides=QUICK)
     other = save_model(tmp_path / "other", seed=1)
     with pytest.raises(InputError, match="holds a run of"):
@@ -113,14 +132,17 @@ def test_a_full_disk_is_an_input_error_and_leaves_nothing_half_written(
     def full(*_args: object, **_kwargs: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with monkeypatch.context() as patch, pytest.raises(InputError, match="the disk is full while writing model"):
-        patch.setattr(steps, "save_pipeline", full)
+    monkeypatch.setattr(steps, "save_pipeline", full)
+    with pytest.raises(InputError, match="the disk is full while writing model"):
         ditpress.compress(str(model), "w4a8", out=out, overrides=QUICK)
-    assert not (out / "model").exists() and not list(out.glob(".part-*"))
+    assert not (out / "model").exists()
+    assert not list(out.glob(".part-*"))
     assert list(out.glob("stages/02-quantize-*/manifest.json"))  # what is finished is kept
 
 
-def test_an_unforeseen_error_names_the_stage(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unforeseen_error_names_the_stage(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_args: object, **_kwargs: object) -> None:
         raise ZeroDivisionError("division by zero")
 
@@ -137,9 +159,14 @@ def test_a_group_that_does_not_fit_is_refused_before_anything_is_written(model: 
 
 
 def test_a_skip_pattern_that_matches_nothing_names_the_closest(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r'"transformer_blocks.0.atn1.to_q" matches no layer; closest: .*attn1\.to_q'):
+    with pytest.raises(
+        InputError, match=r'"transformer_blocks\.0\.atn1\.to_q" matches no layer; closest: .*attn1\.to_q'
+    ):
         ditpress.compress(
-            str(model), "w4a8", out=tmp_path / "o", overrides=["quantize.skip=[transformer_blocks.0.atn1.to_q]"]
+            str(model),
+            "w4a8",
+            out=tmp_path / "o",
+            overrides=["quantize.skip=[transformer_blocks.0.atn1.to_q]"],
         )
 
 

@@ -16,12 +16,14 @@ from ditpress.recipes.recipe import Recipe, load_recipe
 @pytest.mark.parametrize("name", ["w4a8", "w8a8"])
 def test_builtin_recipes_survive_a_full_dump(name: str, tmp_path: Path) -> None:
     recipe = load_recipe(name)
-    assert recipe.name == name and builtin_descriptions()[name] == recipe.description
+    assert recipe.name == name
+    assert builtin_descriptions()[name] == recipe.description
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe.to_yaml())
     assert load_recipe(path) == recipe
     written = yaml.safe_load(path.read_text())
-    assert written["seed"] == 0 and written["validation"]["guidance"] is None  # defaults are written out
+    assert written["seed"] == 0
+    assert written["validation"]["guidance"] is None
     assert written["stages"][0] == {"smooth": {"alpha": 0.5}}
 
 
@@ -36,7 +38,10 @@ def test_stages_are_typed_however_they_are_written() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("stages: [{smoth: {}}]", r'stages\[0\]: unknown stage "smoth"; did you mean "smooth"\? known: quantize, smooth'),
+        (
+            "stages: [{smoth: {}}]",
+            r'stages\[0\]: unknown stage "smoth"; did you mean "smooth"\? known: quantize, smooth',
+        ),
         ("stages: [{smooth: {alhpa: 1}}]", r'smooth has no field "alhpa"; did you mean "alpha"\?'),
         ("stages: [{smooth: {alpha: 2}}]", r"smooth\.alpha: input should be less than or equal to 1, got 2"),
         (
@@ -44,7 +49,10 @@ def test_stages_are_typed_however_they_are_written() -> None:
             r'quantize\.weights has no field "gruop"; did you mean "group"\?',
         ),
         ("stages: [{quantize: {weights: {format: int5, group: 64}}}]", "unknown weight format 'int5'"),
-        ("stages: [{quantize: {weights: {format: int4, group: rows}}}]", "group: expected a positive whole number"),
+        (
+            "stages: [{quantize: {weights: {format: int4, group: rows}}}]",
+            "group: expected a positive whole number",
+        ),
         ("stages: [{quantize: {weights: {format: int4}}}]", r"quantize\.weights\.group is missing; add it"),
         ("stages: [quantize, smooth]", "stage smooth must not come after quantize; put smooth first"),
         ("stages: [smooth, quantize, quantize]", "quantize must not come after quantize; name it once"),
@@ -71,13 +79,18 @@ def test_unknown_recipe_and_missing_file() -> None:
 
 
 def test_overrides_reach_sections_and_stages() -> None:
-    recipe = load_recipe("w4a8", ["quantize.weights.group=channel", "validation.samples=8", "seed=3", "smooth.alpha=0.7"])
+    recipe = load_recipe(
+        "w4a8", ["quantize.weights.group=channel", "validation.samples=8", "seed=3", "smooth.alpha=0.7"]
+    )
     smooth, quantize = recipe.stages
-    assert isinstance(quantize, Quantize) and quantize.weights.group == "channel"
-    assert isinstance(smooth, Smooth) and smooth.alpha == 0.7
+    assert isinstance(quantize, Quantize)
+    assert quantize.weights.group == "channel"
+    assert isinstance(smooth, Smooth)
+    assert smooth.alpha == 0.7
     assert (recipe.validation.samples, recipe.seed) == (8, 3)
     changed = load_recipe(recipe, ["stages.1.skip=['*.3.*']"])
-    assert isinstance(changed, Recipe) and changed.stages[1].skip == ("*.3.*",)  # type: ignore[attr-defined]
+    assert isinstance(changed, Recipe)
+    assert changed.stages[1].skip == ("*.3.*",)
 
 
 @pytest.mark.parametrize(

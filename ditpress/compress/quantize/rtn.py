@@ -1,4 +1,4 @@
-"""Round to nearest: the scale of every group by the best clip in squared error, then the nearest codebook entry.
+"""Round to nearest: the scale of every group by the best clip in squared error, then the nearest entry.
 
 Pure mathematics, tensors in and tensors out. ``W[n, g, i] ~ scale[n, g] * codebook[code[n, g, i]]``.
 """
@@ -24,15 +24,15 @@ CHUNK = 1 << 16  # weights at a time: the temporaries stay in the second-level c
 class _Grid:
     """The values of a scalar table in ascending order, and for any x the nearest of them.
 
-    All values are whole numbers, so the borders between neighbours are multiples of 1/2: ``floor(2 x)`` decides the
-    nearest value, and a small lookup table replaces the search. Halfway goes up.
+    All values are whole numbers, so the borders between neighbours are multiples of 1/2: ``floor(2 x)``
+    decides the nearest value, and a small lookup table replaces the search. Halfway goes up.
     """
 
     def __init__(self, format: Format) -> None:
         if format.vector_length != 1:
             raise InputError(
-                f"format {format.name} holds vectors of {format.vector_length} weights; round to nearest takes "
-                "formats of single values, such as int4 or fp4-e2m1"
+                f"format {format.name} holds vectors of {format.vector_length} weights; round to nearest "
+                "takes formats of single values, such as int4 or fp4-e2m1"
             )
         # -128 has no positive counterpart in int8, and kernels negate entries: it stays unused.
         entries: dict[int, int] = {}
@@ -88,8 +88,8 @@ def split_groups(weight: Tensor, group_size: int, name: str = "weight") -> Tenso
         fitting = [size for size in (16, 32, 48, 64, 72, 96, 128, 144, 192, 256) if columns % size == 0]
         choice = ", ".join(map(str, fitting)) or str(columns)
         raise InputError(
-            f'{name}: K = {columns} is not divisible by the group {group_size}; use a group of {choice} or "channel", '
-            "or skip this layer"
+            f"{name}: K = {columns} is not divisible by the group {group_size}; use a group of {choice} or "
+            '"channel", or skip this layer'
         )
     if not bool(torch.isfinite(weight).all()):
         raise InputError(f"{name} holds NaN or infinite values; give a checkpoint with finite weights")
@@ -102,13 +102,13 @@ def search_scale(weight: Tensor, format: Format, dtype: torch.dtype, name: str =
     Args:
         weight: float32 [N, G, g].
         format: a format of single values.
-        dtype: storage type of the scale; candidates are rounded to it before they are compared, so the choice is
-            the best among what can be stored.
+        dtype: storage type of the scale; candidates are rounded to it before they are compared, so the
+            choice is the best among what can be stored.
         name: the layer, for errors.
 
     Returns:
-        scale, ``dtype`` [N, G]; 0 for a group of zeros; below 0 where a table that reaches further down than up
-        (int4: -8..7) serves a group better upside down.
+        scale, ``dtype`` [N, G]; 0 for a group of zeros; below 0 where a table that reaches further down than
+        up (int4: -8..7) serves a group better upside down.
 
     Raises:
         InputError: a scale does not fit ``dtype``.
@@ -131,7 +131,7 @@ def search_scale(weight: Tensor, format: Format, dtype: torch.dtype, name: str =
 
 
 def round_to_nearest(weight: Tensor, scale: Tensor, format: Format) -> Tensor:
-    """Codes of the nearest table entries: uint8 [N, G, g] for ``weight`` float32 [N, G, g], ``scale`` [N, G]."""
+    """Codes of the nearest entries: uint8 [N, G, g] for ``weight`` float32 [N, G, g], ``scale`` [N, G]."""
     grid = _grid(format)
     groups, scales = weight.reshape(-1, weight.shape[-1]), scale.reshape(-1, 1).float()
     inverse = torch.where(scales == 0, torch.zeros_like(scales), 1.0 / scales)

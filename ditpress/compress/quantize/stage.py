@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 class Quantize(Stage):
     """Round every linear to a low-bit format; scales by the best clip in squared error.
 
-    Modulation linears run once per sample, not per token, and their outputs multiply everything that follows: they
-    are weight-only and keep more bits. Embedders and the last layer stay high.
+    Modulation linears run once per sample, not per token, and their outputs multiply everything that
+    follows: they are weight-only and keep more bits. Embedders and the last layer stay high.
     """
 
     kind: Literal["quantize"] = "quantize"
@@ -53,7 +53,8 @@ class Quantize(Stage):
         """Format of every linear that this stage will replace, by full name, in the order of the model.
 
         Raises:
-            InputError: a ``skip`` pattern that matches no layer, a group that does not divide K, or no layer left.
+            InputError: a ``skip`` pattern that matches no layer, a group that does not divide K, or no layer
+            left.
         """
         transformer = denoiser.transformer
         roles = denoiser.anatomy.linears(transformer)
