@@ -152,7 +152,15 @@ def test_constant_folding_keeps_the_codes_small(tmp_path):
 
 
 def test_block_size():
-    assert [block_size(group) for group in (16, 48, 64, 1152, 1024, 8, 72)] == [16, 16, 64, 128, 256, None, None]
+    assert [block_size(group) for group in (16, 48, 64, 1152, 1024, 8, 72)] == [
+        16,
+        16,
+        64,
+        128,
+        256,
+        None,
+        None,
+    ]
 
 
 def test_unknown_function():
