@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import diffusers
 import torch
@@ -68,7 +69,11 @@ class ClassConditionalPipeline(DiffusionPipeline):
         x = randn_tensor(shape, generator=generator, device=device, dtype=self._dtype())
         x = x * self.scheduler.init_noise_sigma
         takes = inspect.signature(self.scheduler.step).parameters
-        extra = {"generator": generator} if "generator" in takes else {}
+        extra: dict[str, Any] = {"generator": generator} if "generator" in takes else {}
+        if "use_clipped_model_output" in takes:
+            # Where the scheduler clips x0, the noise must be derived from the clipped x0 as well: guidance
+            # pushes x0 out of range, and the two would no longer add up to x (Nichol et al., GLIDE, 2021).
+            extra["use_clipped_model_output"] = True
         for t in self.progress_bar(self.scheduler.timesteps):
             model_input = self.scheduler.scale_model_input(torch.cat([x, x]) if guided else x, t)
             output = self.transformer(

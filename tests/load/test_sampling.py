@@ -23,8 +23,13 @@ from ditpress.errors import InputError
 from ditpress.load import LatentDiTPipeline, PixelDiTPipeline, load_denoiser, stepbar
 
 
-def ddim(model: torch.nn.Module, noise: np.ndarray, label: int, steps: int, guidance: float) -> np.ndarray:
-    """DDIM, eta = 0 (Song et al. 2021, eq. 12), classifier-free guidance (Ho & Salimans 2022, eq. 6)."""
+def ddim(
+    model: torch.nn.Module, noise: np.ndarray, label: int, steps: int, guidance: float, clip: bool = False
+) -> np.ndarray:
+    """DDIM, eta = 0 (Song et al. 2021, eq. 12), classifier-free guidance (Ho & Salimans 2022, eq. 6).
+
+    ``clip`` keeps x0 in -1..1 and takes the noise that, with that x0, adds up to x.
+    """
     alphas = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000, dtype=np.float64))
     times = np.round(np.arange(1000, 0, -1000 / steps)).astype(int) - 1  # "trailing"
     x = noise.astype(np.float64)
@@ -41,19 +46,24 @@ def ddim(model: torch.nn.Module, noise: np.ndarray, label: int, steps: int, guid
         before = t - 1000 // steps
         a, a_before = alphas[t], alphas[before] if before >= 0 else 1.0
         start = (x - np.sqrt(1 - a) * e) / np.sqrt(a)
+        if clip:
+            start = np.clip(start, -1, 1)
+            e = (x - np.sqrt(a) * start) / np.sqrt(1 - a)
         x = np.sqrt(a_before) * start + np.sqrt(1 - a_before) * e
     return x
 
 
+@pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_sampling_follows_the_ddim_equation(guidance: float) -> None:
+def test_sampling_follows_the_ddim_equation(guidance: float, clip: bool) -> None:
     pipeline = tiny_pipeline()
+    pipeline.scheduler.register_to_config(clip_sample=clip)
     seeds, steps = [11, 12, 13], 5
     images = load_denoiser(pipeline).sample(seeds, steps=steps, guidance=guidance)
     model = pipeline.transformer.double()
     for index, seed in enumerate(seeds):
         noise = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(seed))[0].numpy()
-        x = ddim(model, noise, index, steps, guidance)
+        x = ddim(model, noise, index, steps, guidance, clip)
         np.testing.assert_allclose(images[index].numpy(), np.clip(x / 2 + 0.5, 0, 1), atol=2e-5)
 
 
