@@ -15,7 +15,7 @@ from ditpress.load.denoiser import Denoiser
 
 
 def skeleton(module: nn.Module) -> nn.Module:
-    """A deep copy of ``module``: same structure, shapes, dtypes, sharing; each tensor is one number, repeated.
+    """A deep copy of ``module``: same structure, shapes, dtypes, sharing; each tensor one number, repeated.
 
     A float32 tensor that float16 holds exactly, and is therefore stored in half the bytes, stays one.
     """
