@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, field_validator
 
 from ditpress.compress import Stage, check_order, parse_stage
 from ditpress.compress.schema import Settings, parse, suggest
@@ -38,6 +38,15 @@ class ValidationSpec(Settings):
     )
     reference: str | None = Field(default=None, description="folder or .npz of real images for FID and KID")
     speed: bool = Field(default=True, description="time one denoising step against the original in fp32 ONNX")
+
+    @field_validator("samples")
+    @classmethod
+    def _enough(cls, value: int) -> int:
+        if value == 1:
+            raise InputError(
+                "validation.samples: one image has no distribution to measure; use 0, or 2 and more"
+            )
+        return value
 
 
 class ExportSpec(Settings):
