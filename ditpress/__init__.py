@@ -1,1 +1,56 @@
-"""ditpress: make pretrained Diffusion Transformers small and fast after training."""
+"""ditpress: make pretrained Diffusion Transformers small and fast after training.
+
+```python
+result = ditpress.compress("zoo:mnist-dit", recipe="w4a8", out="out")
+result.report
+pipeline = ditpress.load("out")
+```
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+try:
+    __version__ = version("ditpress")
+except PackageNotFoundError:  # run from a source tree that is not installed
+    __version__ = "0.0.0"
+
+if TYPE_CHECKING:
+    from ditpress.export.session import onnx_library_path, onnx_session
+    from ditpress.recipes.recipe import Recipe, load_recipe
+    from ditpress.recipes.result import Result
+
+# torch, diffusers and ONNX Runtime take seconds to import: each name brings its own when it is first used.
+_HOMES = {
+    "Recipe": "ditpress.recipes.recipe",
+    "Result": "ditpress.recipes.result",
+    "load_recipe": "ditpress.recipes.recipe",
+    "onnx_library_path": "ditpress.export.session",
+    "onnx_session": "ditpress.export.session",
+}
+
+__all__ = [
+    "Recipe",
+    "Result",
+    "__version__",
+    "compress",
+    "load",
+    "load_recipe",
+    "onnx_library_path",
+    "onnx_session",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("compress", "load"):  # packages that can be called, see ditpress/callable_package.py
+        return import_module(f"ditpress.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ditpress' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,98 @@
+"""The stage protocol: one step of a recipe, as a typed value that knows how to apply itself."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, TypeVar
+
+from torch import Tensor
+
+from ditpress.compress.schema import Settings, parse, suggest
+from ditpress.errors import InputError
+
+if TYPE_CHECKING:
+    from ditpress.calibrate.calibration import Want
+    from ditpress.load.denoiser import Denoiser
+
+
+@dataclass(frozen=True)
+class LayerFormat:
+    """How one linear will be stored: format name, weights per scale along K, activation format."""
+
+    format: str
+    group_size: int
+    activation: str
+
+
+class Stage(Settings, ABC):
+    """One step of a recipe.
+
+    Its fields are the method's hyper-parameters. ``kind`` is its name in YAML. The two frozen sets say, as
+    data, where in a recipe it may stand.
+    """
+
+    kind: str
+    not_after: ClassVar[frozenset[str]] = frozenset()  # kinds that must not come earlier in the recipe
+    not_before: ClassVar[frozenset[str]] = frozenset()  # kinds that must not come later
+
+    def wants(self, denoiser: Denoiser) -> list[Want]:
+        """Statistics of the recorded calls this stage needs; the engine collects all of them in one pass."""
+        return []
+
+    @abstractmethod
+    def apply(self, denoiser: Denoiser, statistics: Mapping[Want, Tensor]) -> None:
+        """Change ``denoiser.transformer`` in place.
+
+        Raises:
+            InputError: the model cannot take this stage; raised before anything is changed.
+        """
+
+    def layer_formats(self, denoiser: Denoiser) -> dict[str, LayerFormat]:
+        """The linears whose stored format this stage changes, by full name; used by estimates."""
+        return {}
+
+
+STAGES: dict[str, type[Stage]] = {}
+S = TypeVar("S", bound=Stage)
+
+
+def register_stage(cls: type[S]) -> type[S]:
+    """Class decorator: make a stage known to recipes under the default of its ``kind`` field."""
+    STAGES[cls.model_fields["kind"].default] = cls
+    return cls
+
+
+def parse_stage(value: object, where: str = "stage") -> Stage:
+    """A stage from YAML: ``{smooth: {alpha: 0.5}}``, ``{kind: smooth, alpha: 0.5}`` or just ``smooth``.
+
+    Raises:
+        InputError: unknown stage, unknown or malformed field.
+    """
+    if isinstance(value, Stage):
+        return value
+    fields: object
+    if isinstance(value, str):
+        kind, fields = value, {}
+    elif isinstance(value, Mapping) and "kind" in value:
+        kind, fields = value["kind"], {name: item for name, item in value.items() if name != "kind"}
+    elif isinstance(value, Mapping) and len(value) == 1:
+        ((kind, fields),) = value.items()
+    else:
+        raise InputError(f'{where}: expected one stage such as "smooth: {{alpha: 0.5}}", got {value!r}')
+    if kind not in STAGES:
+        raise InputError(f'{where}: unknown stage "{kind}"; {suggest(str(kind), STAGES)}')
+    return parse(STAGES[kind], fields, str(kind))
+
+
+def check_order(stages: Iterable[Stage]) -> None:
+    """Raise InputError where a stage stands before or after one that its declaration forbids."""
+    earlier: list[Stage] = []
+    for stage in stages:
+        for other in earlier:
+            if other.kind in stage.not_after or stage.kind in other.not_before:
+                same = stage.kind == other.kind
+                remedy = "name it once" if same else f"put {stage.kind} first"
+                raise InputError(f"stage {stage.kind} must not come after {other.kind}; {remedy}")
+        earlier.append(stage)

@@ -1,0 +1,107 @@
+"""Tables for people, on stdout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ditpress.recipes.estimate import Estimate
+from ditpress.recipes.result import Result
+from ditpress.validate.figures import human_bytes
+from ditpress.validate.report import Report, Speed
+
+
+def estimate_table(guess: Estimate) -> None:
+    """What ``--dry-run`` prints."""
+    console = Console()
+    facts = _facts(f"{guess.recipe} on {guess.model}, dry run: nothing was written")
+    facts.add_row("size", f"{human_bytes(guess.original_bytes)} → {human_bytes(guess.compressed_bytes)}")
+    facts.add_row("effective bits", f"{guess.effective_bits:.2f} per parameter")
+    facts.add_row("time", f"about {_duration(guess.seconds)} on this machine")
+    facts.add_row("memory", f"about {human_bytes(guess.memory_bytes)}")
+    facts.add_row("disk", f"up to {human_bytes(guess.disk_bytes)}")
+    console.print(facts)
+    layers = Table(title="linears", title_justify="left")
+    for name, justify in (
+        ("role", "left"),
+        ("layers", "right"),
+        ("parameters", "right"),
+        ("stored as", "left"),
+    ):
+        layers.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for row in guess.roles:
+        layers.add_row(row.role, str(row.layers), f"{row.parameters:,}", row.format)
+    console.print(layers)
+
+
+def inspection_table(found: dict[str, Any]) -> None:
+    """What ``inspect`` prints."""
+    console = Console()
+    facts = _facts(str(found["model"]))
+    for name in ("family", "class", "pipeline", "scheduler", "default_steps", "default_guidance"):
+        facts.add_row(name.replace("_", " "), str(found[name]))
+    facts.add_row("parameters", f"{found['parameters']:,}")
+    facts.add_row("size", f"{human_bytes(found['bytes'])}, {found['effective_bits']:.2f} bits per parameter")
+    console.print(facts)
+    layers = Table(title="linears", title_justify="left")
+    for name, justify in (("role", "left"), ("layers", "right"), ("weights", "right"), ("stored as", "left")):
+        layers.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for row in found["linears"]:
+        layers.add_row(row["role"], str(row["layers"]), f"{row['parameters']:,}", row["format"])
+    console.print(layers)
+
+
+def report_table(result: Result) -> None:
+    """What a run prints at its end: the figures, and where everything is."""
+    report: Report = result.report.data
+    size, fidelity, speed = report.size, report.fidelity, report.speed
+    facts = _facts(f"{report.recipe} on {report.model}")
+    facts.add_row(
+        "size",
+        f"{human_bytes(size.original_bytes)} → {human_bytes(size.compressed_bytes)}, "
+        f"{size.effective_bits:.2f} bits per parameter",
+    )
+    for name, before, after in (
+        ("FID to real images", fidelity.original.fid, fidelity.compressed.fid),
+        ("KID to real images", fidelity.original.kid, fidelity.compressed.kid),
+        ("CLIP score", fidelity.original.clip, fidelity.compressed.clip),
+    ):
+        if before is not None and after is not None:
+            facts.add_row(name, f"{before:.4g} → {after:.4g}")
+    for name, value, unit in (
+        ("FID to the original", fidelity.compressed.fid_to_original, ""),
+        ("PSNR of pairs", fidelity.paired.psnr, " dB"),
+        ("SSIM of pairs", fidelity.paired.ssim, ""),
+        ("output SQNR", fidelity.paired.output_sqnr_db, " dB"),
+        ("ONNX against torch", report.parity.onnx_vs_torch_max_abs, " at most"),
+    ):
+        if value is not None:
+            facts.add_row(name, f"{value:.4g}{unit}")
+    if speed.original_ms is not None:
+        facts.add_row("one step", _speed(speed))
+    for warning in fidelity.warnings:
+        facts.add_row("note", warning)
+    facts.add_row("report", str(result.path / "report.html"))
+    Console().print(facts)
+
+
+def speed_line(speed: Speed) -> None:
+    """What ``bench`` prints."""
+    Console().print(f"one denoising step, {speed.hardware}, {speed.threads} threads: {_speed(speed)}")
+
+
+def _speed(speed: Speed) -> str:
+    return f"{speed.original_ms:.4g} ms → {speed.compressed_ms:.4g} ms, {speed.speedup:.2f} times as fast"
+
+
+def _facts(title: str) -> Table:
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    return table
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

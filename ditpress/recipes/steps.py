@@ -1,0 +1,160 @@
+"""The steps of a run: each writes one checkpoint from what the steps before it wrote."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ditpress.calibrate.calibration import Calibration
+from ditpress.calibrate.calls import Call, record_calls, save_calls
+from ditpress.compress import Stage
+from ditpress.errors import InputError
+from ditpress.export.onnx import PARITY_LIMIT, export_transformer
+from ditpress.export.session import OnnxTransformer
+from ditpress.kernels.linear import QuantizedLinear
+from ditpress.load.anatomy import tie_shared
+from ditpress.load.checkpoint import save_pipeline, save_transformer
+from ditpress.load.denoiser import Denoiser
+from ditpress.load.weights import load_transformer
+from ditpress.progress import track
+from ditpress.recipes.recipe import ExportSpec, Recipe, ValidationSpec
+from ditpress.validate.paired import OutputSqnr, first_tensor, output_sqnr
+from ditpress.validate.sensitivity import layer_errors
+
+SAMPLES, OUTPUTS = "samples.safetensors", "outputs.safetensors"
+VALIDATION_SEEDS = 1_000_000  # validation images are never drawn from the noise of calibration
+ERROR_CALLS = 3  # calls on which the error of single layers is measured
+# Where inputs are rounded to int8, a difference in the last bit of a norm before it can move a value that
+# lies halfway to the next of 127 steps. That is no fault of the export, but far above float rounding.
+ROUNDING_LIMIT = 1e-2
+MAX_PSNR = 200.0  # JSON holds no infinity: equal outputs count as this
+
+
+def record(denoiser: Denoiser, recipe: Recipe, folder: Path) -> None:
+    """Record the calibration calls."""
+    spec = recipe.calibration
+    calls = record_calls(
+        denoiser, samples=spec.samples, steps=spec.steps, guidance=spec.guidance, seed=recipe.seed
+    )
+    save_calls(calls, folder)
+
+
+def draw_original(
+    denoiser: Denoiser, spec: ValidationSpec, seed: int, calls: Sequence[Call], folder: Path
+) -> None:
+    """Images and call outputs of the original model, before anything changes it."""
+    if spec.samples:
+        images = draw(denoiser, spec, seed, "samples of the original")
+        if images.shape[1] not in (1, 3):
+            raise InputError(
+                f"{denoiser.source.spec}: draws {images.shape[1]} channels, not images (it has no VAE); "
+                "set --samples 0, or give a pipeline folder with a VAE"
+            )
+        save_file({"images": images}, folder / SAMPLES)
+    outputs = {
+        str(index): run_call(denoiser.transformer, call) for index, call in enumerate(track(calls, "outputs"))
+    }
+    save_file(outputs, folder / OUTPUTS)
+
+
+def draw(denoiser: Denoiser, spec: ValidationSpec, seed: int, description: str) -> Tensor:
+    """The validation images, float32 [n, C, H, W] in 0..1: image i of every model from the same seed."""
+    first = seed + VALIDATION_SEEDS
+    seeds = range(first, first + spec.samples)
+    return denoiser.sample(seeds, steps=spec.steps, guidance=spec.guidance, description=description)
+
+
+def run_call(transformer: Any, call: Call) -> Tensor:
+    """The output of one recorded call."""
+    with torch.no_grad():
+        return first_tensor(transformer(**call.kwargs)).float().cpu().contiguous()
+
+
+def apply_stage(stage: Stage, denoiser: Denoiser, calls: Sequence[Call], folder: Path) -> dict[str, Any]:
+    """Apply one stage and save the transformer; facts: the error of every layer that changed its format."""
+    statistics = Calibration(list(calls)).collect(denoiser.transformer, stage.wants(denoiser))
+    reference = copy.deepcopy(denoiser.transformer) if stage.layer_formats(denoiser) else None
+    stage.apply(denoiser, statistics)
+    errors = {}
+    if reference is not None:
+        errors = layer_errors(reference, denoiser.transformer, spread(calls, ERROR_CALLS))
+    del reference
+    save_transformer(denoiser.transformer, folder)
+    return {"layer_errors": errors}
+
+
+def reload(denoiser: Denoiser, folder: Path) -> Denoiser:
+    """The denoiser on the transformer that a stage saved.
+
+    An undisturbed run goes through here after every stage too: a resumed one then starts from the same bytes
+    at the same alignment, which matters to the last bit in vectorised sums.
+    """
+    device = next(
+        (tensor.device for tensor in denoiser.transformer.state_dict().values()), torch.device("cpu")
+    )
+    denoiser.pipeline.transformer = None  # its memory is needed for the new one
+    transformer = load_transformer(folder)
+    tie_shared(transformer, denoiser.anatomy.shared(transformer))
+    return denoiser.with_transformer(transformer.to(device))
+
+
+def save_model(denoiser: Denoiser, folder: Path) -> None:
+    """Write the diffusers folder."""
+    save_pipeline(denoiser, folder)
+
+
+def export(denoiser: Denoiser, spec: ExportSpec, calls: Sequence[Call], folder: Path) -> dict[str, Any]:
+    """Write the ONNX folder; facts: how well it agrees with torch, measured on recorded calls."""
+    transformer = denoiser.transformer
+    layers = [module for module in transformer.modules() if isinstance(module, QuantizedLinear)]
+    rounds = any(layer.activation == "int8" for layer in layers)
+    _, parity = export_transformer(
+        transformer,
+        folder / "transformer",
+        [call.kwargs for call in calls],
+        target=spec.target,
+        parity_limit=ROUNDING_LIMIT if rounds else PARITY_LIMIT,
+    )
+    return {
+        "max_abs": parity.max_abs,
+        "psnr": min(parity.psnr, MAX_PSNR),
+        "output_range": parity.output_range,
+    }
+
+
+def draw_compressed(
+    denoiser: Denoiser,
+    spec: ValidationSpec,
+    seed: int,
+    calls: Sequence[Call],
+    onnx: Path,
+    original: Path,
+    folder: Path,
+) -> dict[str, Any]:
+    """Images through the exported ONNX; facts: the error of its outputs on the recorded calls."""
+    transformer = OnnxTransformer(onnx)
+    if spec.samples:
+        shipped = denoiser.with_transformer(transformer)
+        save_file({"images": draw(shipped, spec, seed, "samples of the compressed")}, folder / SAMPLES)
+    expected = load_file(original / OUTPUTS)
+    order = iter(range(len(calls)))
+    sqnr = output_sqnr(lambda **_: expected[str(next(order))], transformer, calls)
+    return {"sqnr_db": sqnr.total_db, "sqnr_by_timestep": sorted(sqnr.by_timestep.items(), reverse=True)}
+
+
+def sqnr_of(facts: dict[str, Any]) -> OutputSqnr:
+    """The error that :func:`draw_compressed` noted."""
+    return OutputSqnr(facts["sqnr_db"], {float(step): float(db) for step, db in facts["sqnr_by_timestep"]})
+
+
+def spread(calls: Sequence[Call], count: int) -> list[Call]:
+    """At most ``count`` calls, evenly over the timesteps, the first and the last among them."""
+    if len(calls) <= count:
+        return list(calls)
+    return [calls[index * (len(calls) - 1) // (count - 1)] for index in range(count)]
