@@ -7,7 +7,7 @@ SOURCES := pyproject.toml CMakeLists.txt constraints.txt README.md LICENSE \
            $(shell find ditpress optimum -type f ! -name '*.pyc' ! -name '*.so')
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint demo figures bench-speed clean
+.PHONY: help install test lint demo figures clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -33,7 +33,7 @@ demo: $(VENV)/installed  ## ditpress w4a8 on the bundled model; prints where the
 	$(BIN)/ditpress w4a8 -o $(OUT)
 
 figures: $(VENV)/installed  ## the figures of the README and of the model card, measured again
-	$(BIN)/python benchmarks/figures.py
+	$(BIN)/python benchmarks/figures.py --xl
 
 clean:  ## remove what make made
 	rm -rf $(VENV) build $(OUT) .mypy_cache .pytest_cache .ruff_cache .hypothesis

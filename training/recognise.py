@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ditpress.export.session import OnnxTransformer
-from ditpress.load.denoiser import Denoiser
 
 import ditpress
+from ditpress.export.session import OnnxTransformer
 from ditpress.load import load_denoiser
+from ditpress.load.denoiser import Denoiser
 from mnist_classifier import accuracy, load_classifier
 
 ROOT = Path(__file__).parent.parent

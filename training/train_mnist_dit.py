@@ -144,7 +144,7 @@ def main() -> None:
         last = step + 1 == args.steps
         if (step + 1) % 200 == 0 or last:
             seconds = time.perf_counter() - started
-            print(f"step {step + 1} loss {loss_sum / 200:.4f} {seconds:.0f} s", flush=True)
+            print(f"step {step + 1} loss {loss_sum / (step % 200 + 1):.4f} {seconds:.0f} s", flush=True)
             loss_sum = 0.0
         if (step + 1) % 1000 == 0 or last:
             record = vars(args) | {

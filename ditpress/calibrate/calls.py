@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ditpress.errors import InputError
-from ditpress.load.atomic import atomic_folder
+from ditpress.files import atomic_folder
 from ditpress.load.denoiser import Denoiser
 
 SCHEMA = 1

@@ -7,10 +7,12 @@ at two batch sizes, and only then moved into place.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
+import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -31,7 +33,7 @@ from ditpress.export.inputs import OUTPUT_NAME, Keywords, RecordedCall, Signatur
 from ditpress.export.openloop import compare_pieces, int8_nodes
 from ditpress.export.parity import Parity, compare
 from ditpress.export.session import CONSTANTS_KEY, MODEL_FILE, onnx_session
-from ditpress.load.atomic import atomic_folder
+from ditpress.files import atomic_folder
 
 if TYPE_CHECKING:
     from ditpress.load.denoiser import Denoiser
@@ -131,7 +133,7 @@ def build_model(transformer: nn.Module, signature: Signature, call: Mapping[str,
     arguments = signature.arguments(call, batch=TRACE_BATCH)
     batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
     shapes = tuple({0: batch} if name in signature.batched else {} for name in signature.tensors)
-    with torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings(), _quiet_exporter():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         exported = torch.export.export(
             Keywords(transformer, signature),
@@ -162,6 +164,18 @@ def build_model(transformer: nn.Module, signature: Signature, call: Mapping[str,
     strip_metadata(model)
     model.metadata_props[CONSTANTS_KEY] = json.dumps(signature.constants, sort_keys=True)
     return model
+
+
+@contextlib.contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """No lines about torchvision's operators, which the exporter would register if it were installed."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def inline_functions(model: ir.Model) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ditpress.load.atomic import atomic_folder
+from ditpress.files import atomic_folder
 from ditpress.load.denoiser import Denoiser, load_denoiser
 from ditpress.load.quantizer import label
 

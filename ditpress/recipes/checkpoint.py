@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ditpress.recipes.files import hash_tree, sha256_file
+from ditpress.files import hash_tree, sha256_file
 from ditpress.recipes.measure import Measure, measure
 from ditpress.recipes.run import RunFolder
 
@@ -95,7 +95,7 @@ class Checkpoints:
             cost = Measure()
             with measure(cost):
                 facts = fill(part) or {}
-            files = {f"{prefix}/{path}": digest for path, digest in hash_tree(part, part).items()}
+            files = {f"{prefix}/{path}": digest for path, digest in hash_tree(part).items()}
             made.append(Manifest(key, name, cost.seconds, cost.peak_rss_bytes, files, SCHEMA, facts))
             if publish is None:
                 _write(part, made[0])

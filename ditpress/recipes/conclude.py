@@ -68,7 +68,12 @@ def conclude(
         environment=here,
         size=size_of(before, denoiser.transformer, onnx_bytes=onnx_bytes),
         fidelity=fidelity,
-        parity=Parity(onnx_vs_torch_max_abs=parity["max_abs"], onnx_vs_torch_psnr=parity["psnr"]),
+        parity=Parity(
+            onnx_vs_torch_max_abs=parity["max_abs"],
+            onnx_vs_torch_psnr=parity["psnr"],
+            onnx_vs_torch_relative=parity["relative"],
+            pieces_relative=parity["pieces"],
+        ),
         speed=Speed(
             hardware=here.cpu, threads=here.threads, original_ms=None, compressed_ms=None, speedup=None
         )

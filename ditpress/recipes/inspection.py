@@ -12,10 +12,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ditpress.errors import InputError
+from ditpress.files import write_atomic
 from ditpress.kernels.linear import QuantizedLinear
 from ditpress.load.denoiser import load_denoiser
-from ditpress.recipes.files import disk_errors
-from ditpress.validate.atomic import write_atomic
 from ditpress.validate.grid import png_bytes, to_pil
 from ditpress.validate.size import stored_modules
 
@@ -90,8 +89,7 @@ def sample_grid(
         raise InputError(
             f"{model}: draws {images.shape[1]} channels, not images; give a pipeline folder with a VAE"
         )
-    with disk_errors(str(out), out.parent):
-        write_atomic(out, png_bytes(tile(images)))
+    write_atomic(out, png_bytes(tile(images)))
 
 
 def tile(images: Tensor) -> Image.Image:

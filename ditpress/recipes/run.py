@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ditpress.errors import InputError
-from ditpress.recipes.files import disk_errors, free_bytes, replace_folder
-from ditpress.validate.atomic import write_atomic
+from ditpress.files import atomic_folder, disk_errors, free_bytes, write_atomic
 
 MARKER = ".ditpress.json"
 LOCK = ".lock"
@@ -38,26 +37,14 @@ class RunFolder:
     def write(self, name: str, data: bytes) -> Path:
         """Write the file ``name`` atomically."""
         target = self.path / name
-        with disk_errors(name, self.path):
-            write_atomic(target, data)
+        write_atomic(target, data)
         return target
 
     def publish(self, name: str, fill: Callable[[Path], None]) -> Path:
         """Make the folder ``name`` by ``fill(temporary folder)``; it appears when it is complete."""
-        part = self.path / f"{PART}{name.replace('/', '-')}"
         target = self.path / name
-        with disk_errors(name, self.path):
-            shutil.rmtree(part, ignore_errors=True)
-            content = (
-                part / "content"
-            )  # temporary folders that fill() makes beside it are swept away with part
-            content.mkdir(parents=True)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                fill(content)
-                replace_folder(content, target, part / "old")
-            finally:
-                shutil.rmtree(part, ignore_errors=True)
+        with atomic_folder(target, scratch=self.path / f"{PART}{name.replace('/', '-')}") as content:
+            fill(content)
         return target
 
     def require_space(self, needed: int) -> None:

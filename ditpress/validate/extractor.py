@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPModel, CLIPProcessor
+from transformers.utils import logging as transformers_logging
 
 from ditpress.errors import InputError
 from ditpress.load.zoo import zoo_path
@@ -46,9 +48,10 @@ class FeatureExtractor:
         self.name = self.folder.name
         self.sha256 = _weights_sha256(self.folder)
         try:
-            model, loading = CLIPModel.from_pretrained(
-                self.folder, use_safetensors=True, local_files_only=True, output_loading_info=True
-            )
+            with _no_bar():
+                model, loading = CLIPModel.from_pretrained(
+                    self.folder, use_safetensors=True, local_files_only=True, output_loading_info=True
+                )
             processor = CLIPProcessor.from_pretrained(self.folder, local_files_only=True)
         except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -146,6 +149,18 @@ class FeatureExtractor:
             raise InputError(f"images {tuple(images.shape)}: expected [n, C, H, W] with 1 or 3 channels")
         images = images.to(self.device, torch.float32).expand(-1, 3, -1, -1)
         return (self._geometry(images) - self._mean) / self._std
+
+
+@contextlib.contextmanager
+def _no_bar() -> Iterator[None]:
+    """Without transformers' own bar for loading weights, which shows even for a file read in no time."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 class _Geometry:

@@ -86,7 +86,11 @@ def rows(report: Report) -> list[Row]:
         _single("Feature distance of pairs", "↓ lpips", pairs.lpips, number),
         _single("SQNR of one step's output", "↑ dB", pairs.output_sqnr_db, fixed(2)),
         _single("ONNX against torch, outputs", "↓ max |Δ|", parity.onnx_vs_torch_max_abs, scientific),
-        _single("ONNX against torch, images", "↑ dB", parity.onnx_vs_torch_psnr, fixed(1)),
+        _single("ONNX against torch, outputs", "↑ PSNR dB", parity.onnx_vs_torch_psnr, fixed(1)),
+        _single("ONNX against torch, outputs", "↓ of the range", parity.onnx_vs_torch_relative, scientific),
+        _single(
+            "ONNX against torch, cut at int8 layers", "↓ of the range", parity.pieces_relative, scientific
+        ),
     ]
 
 

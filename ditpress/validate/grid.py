@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ditpress.errors import InputError
-from ditpress.validate.atomic import write_atomic
+from ditpress.files import write_atomic
 
 SMALL, LARGE = 96, 256  # shown images are scaled to lie between these many pixels
 COLUMNS = 8

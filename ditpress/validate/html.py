@@ -12,8 +12,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from torch import Tensor
 
+from ditpress.files import write_atomic
 from ditpress.validate import figures, plots
-from ditpress.validate.atomic import write_atomic
 from ditpress.validate.grid import difference, png_bytes, to_pil
 from ditpress.validate.report import Report
 from ditpress.validate.sensitivity import Details

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ditpress.errors import InputError
-from ditpress.validate.atomic import write_atomic
+from ditpress.files import write_atomic
 
 SCHEMA = 1
 
@@ -126,10 +126,17 @@ class Fidelity(Strict):
 
 
 class Parity(Strict):
-    """The exported ONNX model against torch: largest output difference, PSNR of the images in dB."""
+    """The exported ONNX model against torch, on outputs of the transformer at two batch sizes.
+
+    Largest absolute difference end to end, PSNR in dB, and the difference as a part of the output's range.
+    ``pieces_relative``: the largest difference of any piece of the graph cut at its int8 layers, as a part of
+    that piece's range (see :mod:`ditpress.export.openloop`); null where end to end says enough.
+    """
 
     onnx_vs_torch_max_abs: float | None
     onnx_vs_torch_psnr: float | None
+    onnx_vs_torch_relative: float | None
+    pieces_relative: float | None
 
 
 class Speed(Strict):

@@ -16,10 +16,10 @@ from tiny_dit import dit_inputs, tiny_pipeline
 from torch import nn
 
 from ditpress.errors import InputError, StageError
+from ditpress.files import atomic_folder
 from ditpress.kernels.linear import QuantizedLinear
 from ditpress.load import Denoiser, Role, load_compressed, load_denoiser, save_pipeline, save_transformer
 from ditpress.load import checkpoint as checkpoint_module
-from ditpress.load.atomic import atomic_folder
 from ditpress.load.weights import load_transformer
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

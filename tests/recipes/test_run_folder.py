@@ -11,8 +11,8 @@ import pytest
 from safetensors import SafetensorError
 
 from ditpress.errors import InputError, StageError
+from ditpress.files import disk_errors
 from ditpress.recipes.checkpoint import Checkpoints, content_key
-from ditpress.recipes.files import disk_errors
 from ditpress.recipes.recipe import load_recipe
 from ditpress.recipes.run import open_run, read_marker
 

@@ -50,7 +50,12 @@ EXAMPLE: dict[str, Any] = {
         "paired": {"psnr": 27.31, "ssim": 0.9731, "lpips": 0.0213, "output_sqnr_db": 22.72},
         "warnings": ["a <warning> about samples"],
     },
-    "parity": {"onnx_vs_torch_max_abs": 2.1e-5, "onnx_vs_torch_psnr": 71.2},
+    "parity": {
+        "onnx_vs_torch_max_abs": 2.1e-5,
+        "onnx_vs_torch_psnr": 71.2,
+        "onnx_vs_torch_relative": 4.7e-6,
+        "pieces_relative": 1.3e-6,
+    },
     "speed": {
         "hardware": "a processor",
         "threads": 2,
