@@ -48,7 +48,7 @@ def zoo_table(out: Path) -> tuple[list[str], float]:
     """The rows for ``zoo:mnist-dit``, and the share of the original's digits that is recognised."""
     original = recognised_share("zoo:mnist-dit", out / "original")
     rows = [
-        "| | size | bits | recognised | FID to real | FID to original | CLIP | PSNR | SSIM | SQNR | ms per step |",
+        "| | size | bits | recognised | FID to real | FID to original | CLIP | PSNR | SSIM | SQNR | ms |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for index, (name, (recipe, overrides)) in enumerate(RUNS.items()):
@@ -68,11 +68,11 @@ def zoo_table(out: Path) -> tuple[list[str], float]:
             f"| {after.fid:.2f} | {after.fid_to_original:.3f} | {after.clip:.2f} | {pairs.psnr:.2f} dB "
             f"| {pairs.ssim:.4f} | {pairs.output_sqnr_db:.1f} dB | {speed.compressed_ms:.1f} |"
         )
+    drawn = f"{fidelity.samples} samples, {fidelity.steps} steps, guidance {fidelity.guidance:g}"
+    timed = f"one denoising step, batch of 2, ONNX Runtime, {speed.hardware}, {speed.threads} threads"
     conditions = (
-        f"`zoo:mnist-dit`, {fidelity.samples} samples, {fidelity.steps} steps, guidance {fidelity.guidance:g}; "
-        f"{speed.hardware}, {speed.threads} threads, one denoising step with a batch of 2 in ONNX Runtime "
-        "(original: fp32). *Recognised*: by a classifier that gets "
-        f"{judge_accuracy():.2%} of the real test digits right."
+        f"`zoo:mnist-dit`, {drawn}. *ms*: {timed}; the original in fp32. *Recognised*: by a classifier that "
+        f"gets {judge_accuracy():.2%} of the real test digits right."
     )
     return [*rows, "", conditions], original
 
@@ -87,10 +87,9 @@ def xl_table(out: Path) -> list[str]:
         report = run("random:DiT-XL/2", recipe, overrides, 0, out / f"xl-{name}").report.data
         size, speed = report.size, report.speed
         if index == 0:
-            rows.append(
-                f"| original | {size.original_bytes / 1e9:.2f} GB | | {8 * size.original_bytes / size.parameters:.0f} "
-                f"| {speed.original_ms:.0f} | 1.00 |"
-            )
+            bits = 8 * size.original_bytes / size.parameters
+            gigabytes = size.original_bytes / 1e9
+            rows.append(f"| original | {gigabytes:.2f} GB | | {bits:.0f} | {speed.original_ms:.0f} | 1.00 |")
         ratio = speed.compressed_ms / speed.original_ms
         rows.append(
             f"| {name} | {size.compressed_bytes / 1e9:.2f} GB | {size.onnx_bytes / 1e9:.2f} GB "
