@@ -4,8 +4,8 @@
 
 Rounding to int8 is a step function: a difference in the last bit of a float before it moves some values to
 the next step, and those move others in the layers behind. So PyTorch does not agree with itself to float
-accuracy when the batch size or the last bit of the input changes, and no ONNX runtime can agree with it end to
-end. Piece by piece, on equal inputs, they agree to float accuracy (parity.pieces_relative in report.json).
+accuracy when the batch size or the last bit of the input changes, and no ONNX runtime can agree with it end
+to end. Piece by piece, on equal inputs, they agree to float accuracy (parity.pieces_relative in report.json).
 """
 
 from __future__ import annotations
