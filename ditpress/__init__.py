@@ -9,6 +9,7 @@ pipeline = ditpress.load("out")
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ try:
     __version__ = version("ditpress")
 except PackageNotFoundError:  # run from a source tree that is not installed
     __version__ = "0.0.0"
+
+from ditpress.callable_package import call_with
 
 if TYPE_CHECKING:
     from ditpress.export.session import onnx_library_path, onnx_session
@@ -42,6 +45,15 @@ __all__ = [
     "onnx_library_path",
     "onnx_session",
 ]
+
+
+def _public(name: str) -> Any:
+    """A function of ``ditpress.api``."""
+    return getattr(import_module("ditpress.api"), name)
+
+
+call_with("ditpress.compress", partial(_public, "compress"))
+call_with("ditpress.load", partial(_public, "load"))
 
 
 def __getattr__(name: str) -> Any:

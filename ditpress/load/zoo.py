@@ -35,7 +35,7 @@ ZOO: dict[str, ZooEntry] = {
                 "id2label": dict(enumerate(_DIGITS)),
                 "caption": "a photo of the digit {label}",
                 "default_steps": 25,
-                "default_guidance": 2.0,
+                "default_guidance": 1.5,
             },
         ),
         ZooEntry("mnist-clip", "small CLIP on handwritten digits: the default feature extractor"),

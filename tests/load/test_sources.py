@@ -61,7 +61,7 @@ def test_the_bundled_model_is_the_zoo_one() -> None:
     assert source.kind == "zoo"
     denoiser = load_denoiser("zoo:mnist-dit")
     assert isinstance(denoiser.pipeline, PixelDiTPipeline)
-    assert (denoiser.default_steps, denoiser.default_guidance) == (25, 2.0)
+    assert (denoiser.default_steps, denoiser.default_guidance) == (25, 1.5)
     assert denoiser.captions([7]) == ["a photo of the digit seven"]
     assert next(denoiser.transformer.parameters()).dtype == torch.float32
     assert denoiser.sample([0], steps=1).shape == (1, 1, 28, 28)
