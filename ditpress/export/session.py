@@ -65,6 +65,8 @@ def onnx_session(
     options = onnxruntime.SessionOptions()
     if threads is not None:
         options.intra_op_num_threads = threads
+    # Between two steps the pipeline computes in PyTorch, on the cores that idle threads would spin on.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if library:
         shared = onnx_library_path()
         if shared is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import statistics
@@ -17,6 +18,7 @@ from ditpress.errors import InputError
 from ditpress.progress import track
 
 ROUNDS, WARMUP = 20, 3
+SECONDS, MAX_ROUNDS = 2.0, 500  # work of a few milliseconds is repeated for this long
 CPUINFO = Path("/proc/cpuinfo")
 # What decides the speed of integer and float kernels, with the names people know them by.
 _FLAGS = {
@@ -42,14 +44,6 @@ class Timings:
     def median_ms(self, name: str) -> float:
         """Median over the rounds in milliseconds."""
         return 1e3 * statistics.median(self.seconds[name])
-
-    def ratio(self, slow: str, fast: str) -> float:
-        """Median over the rounds of ``slow / fast``: how many times faster ``fast`` is.
-
-        Taken per round, so that a machine that slows down for a while weighs on both alike.
-        """
-        pairs = zip(self.seconds[slow], self.seconds[fast], strict=True)
-        return statistics.median(a / b for a, b in pairs)
 
 
 def measure_paired(
@@ -83,30 +77,39 @@ def measure_paired(
 
 
 def bench(
-    functions: Mapping[str, Callable[[], Any]], *, threads: int, rounds: int = ROUNDS, warmup: int = WARMUP
+    functions: Mapping[str, Callable[[], Any]],
+    *,
+    threads: int,
+    rounds: int | None = None,
+    warmup: int = WARMUP,
 ) -> dict[str, Any]:
     """The ``speed`` part of the report.
 
     Args:
         functions: "original" and "compressed", each one denoising step on the same inputs.
         threads: how many each of them uses (recorded, not set here).
-        rounds, warmup: as in :func:`measure_paired`.
+        rounds, warmup: as in :func:`measure_paired`; None: at least ``ROUNDS``, more while they are short.
 
     Returns:
-        ``hardware``, ``threads``, ``original_ms``, ``compressed_ms`` (medians) and ``speedup`` (median of the
-        ratios of each round).
+        ``hardware``, ``threads``, ``original_ms``, ``compressed_ms`` (medians over the rounds) and
+        ``speedup``, their ratio.
     """
     if set(functions) != {"original", "compressed"}:
         raise InputError(
             f"bench of {', '.join(functions) or 'nothing'}: expected 'original' and 'compressed'"
         )
+    if rounds is None:
+        trial = measure_paired(functions, 1, warmup)
+        once = sum(seconds[0] for seconds in trial.seconds.values())
+        rounds = max(ROUNDS, min(MAX_ROUNDS, math.ceil(SECONDS / once)))
     timings = measure_paired(functions, rounds, warmup)
+    original_ms, compressed_ms = timings.median_ms("original"), timings.median_ms("compressed")
     return {
         "hardware": hardware(),
         "threads": threads,
-        "original_ms": timings.median_ms("original"),
-        "compressed_ms": timings.median_ms("compressed"),
-        "speedup": timings.ratio("original", "compressed"),
+        "original_ms": original_ms,
+        "compressed_ms": compressed_ms,
+        "speedup": original_ms / compressed_ms,
     }
 
 
