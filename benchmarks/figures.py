@@ -30,7 +30,7 @@ RUNS = {
     "w4a8": ("w4a8", ()),
     "w4a8, one scale per channel": ("w4a8", ("quantize.weights.group=channel",)),
 }
-XL_RUNS = {"w8a8": ("w8a8", ()), "w4a8": ("w4a8", ())}
+XL_RUNS = {"w4a8": ("w4a8", ())}
 
 
 def run(model: str, recipe: str, overrides: tuple[str, ...], samples: int, out: Path) -> Result:

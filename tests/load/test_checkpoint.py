@@ -15,8 +15,7 @@ from safetensors import safe_open
 from tiny_dit import dit_inputs, tiny_pipeline
 from torch import nn
 
-from ditpress.errors import InputError, StageError
-from ditpress.files import atomic_folder
+from ditpress.errors import InputError
 from ditpress.kernels.linear import QuantizedLinear
 from ditpress.load import Denoiser, Role, load_compressed, load_denoiser, save_pipeline, save_transformer
 from ditpress.load import checkpoint as checkpoint_module
@@ -188,21 +187,6 @@ def test_quantizing_while_loading_is_refused(tmp_path: Path) -> None:
         DiTTransformer2DModel.from_pretrained(tmp_path, quantization_config=DitpressConfig())
 
 
-def listing(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
-
-
-def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
-    target = tmp_path / "out"
-    with atomic_folder(target) as scratch:
-        (scratch / "a").write_text("1")
-        assert not target.exists()
-    with atomic_folder(target) as scratch:
-        (scratch / "b").write_text("2")
-        assert listing(target) == {"a"}
-    assert listing(tmp_path) == {"out", "out/b"}
-
-
 def test_files_are_readable_by_others(compressed: Denoiser, tmp_path: Path) -> None:
     old = os.umask(0o022)
     try:
@@ -224,27 +208,16 @@ def test_a_failed_write_leaves_the_old_folder(
         raise error
 
     monkeypatch.setattr(checkpoint_module, "_forget_paths", fail)
-    expected = StageError if isinstance(error, OSError) else KeyboardInterrupt
+    expected = InputError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected):
         save_pipeline(compressed, tmp_path / "model")
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_safetensors_own_message_about_a_full_disk(tmp_path: Path) -> None:
-    from safetensors import SafetensorError
-
-    with (
-        pytest.raises(StageError, match="the disk is full, nothing was written"),
-        atomic_folder(tmp_path / "out"),
-    ):
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-    assert listing(tmp_path) == set()
-
-
 def test_a_file_in_the_way(compressed: Denoiser, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("mine")
-    with pytest.raises(InputError, match="taken: is a file, expected a folder"):
+    with pytest.raises(InputError, match="taken is a file, expected a folder"):
         save_pipeline(compressed, tmp_path / "taken")
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(InputError, match=r"cannot write below \(Not a directory\)"):
         save_pipeline(compressed, tmp_path / "taken" / "below")
     assert (tmp_path / "taken").read_text() == "mine"

@@ -166,8 +166,8 @@ def test_a_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytes
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ditpress.validate.atomic.os.fsync", full)
-    with pytest.raises(InputError, match="No space left on device"):
+    monkeypatch.setattr("ditpress.files.os.fsync", full)
+    with pytest.raises(InputError, match="the disk is full"):
         report.save(path)
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["report.json"]
