@@ -19,7 +19,6 @@ def save_pipeline(denoiser: Denoiser, folder: Path | str) -> None:
 
     Raises:
         InputError: ``folder`` cannot be written.
-        StageError: the disk is full.
     """
     label(denoiser.transformer)
     with atomic_folder(folder) as scratch:
