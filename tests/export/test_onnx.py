@@ -65,7 +65,7 @@ def test_plain_onnxruntime_runs_the_file(exported, calls, tmp_path):
         "assert not any(name.startswith('ditpress') for name in sys.modules)\n"
     )
     arguments_of = [str(path), str(tmp_path / "in.npz"), str(tmp_path / "out.npy")]
-    subprocess.run([sys.executable, "-c", script, *arguments_of], check=True, cwd=tmp_path)
+    subprocess.run([sys.executable, "-P", "-c", script, *arguments_of], check=True, cwd=tmp_path)
     with torch.no_grad():
         expected = model(**arguments).sample
     difference = torch.from_numpy(np.load(tmp_path / "out.npy")) - expected

@@ -172,7 +172,7 @@ print("made")
 def test_environment_decides_what_is_registered(tmp_path: Path, isa: str, message: str | None) -> None:
     onnx.save(build(make_case("int4", 3, 8, 16, 2), "int8"), tmp_path / "m.onnx")
     result = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(cpu.library_path()), str(tmp_path / "m.onnx")],
+        [sys.executable, "-P", "-c", SCRIPT, str(cpu.library_path()), str(tmp_path / "m.onnx")],
         env={**os.environ, "DITPRESS_ISA": isa},
         capture_output=True,
         text=True,

@@ -150,7 +150,7 @@ print(cpu.isa())
 def run_with(isa: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "DITPRESS_ISA": isa}
     return subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-c", SCRIPT], env=environment, capture_output=True, text=True, check=False
     )
 
 
