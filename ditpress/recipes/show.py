@@ -10,7 +10,7 @@ from rich.table import Table
 from ditpress.recipes.estimate import Estimate
 from ditpress.recipes.result import Result
 from ditpress.validate.figures import human_bytes
-from ditpress.validate.report import Report, Speed
+from ditpress.validate.report import Parity, Report, Speed
 
 
 def estimate_table(guess: Estimate) -> None:
@@ -75,10 +75,10 @@ def report_table(result: Result) -> None:
         ("PSNR of pairs", fidelity.paired.psnr, " dB"),
         ("SSIM of pairs", fidelity.paired.ssim, ""),
         ("output SQNR", fidelity.paired.output_sqnr_db, " dB"),
-        ("ONNX against torch", report.parity.onnx_vs_torch_max_abs, " at most"),
     ):
         if value is not None:
             facts.add_row(name, f"{value:.4g}{unit}")
+    facts.add_row("ONNX against torch", _parity(report.parity))
     if speed.original_ms is not None:
         facts.add_row("one step", _speed(speed))
     for warning in fidelity.warnings:
@@ -94,6 +94,13 @@ def speed_line(speed: Speed) -> None:
 
 def _speed(speed: Speed) -> str:
     return f"{speed.original_ms:.4g} ms → {speed.compressed_ms:.4g} ms, {speed.speedup:.2f} times as fast"
+
+
+def _parity(parity: Parity) -> str:
+    end_to_end = f"differs by {parity.onnx_vs_torch_relative:.0e} of the range"
+    if parity.pieces_relative is None:
+        return end_to_end
+    return f"{end_to_end} (int8 roundings), piece by piece by {parity.pieces_relative:.0e}"
 
 
 def _facts(title: str) -> Table:
