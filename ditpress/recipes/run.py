@@ -47,14 +47,21 @@ class RunFolder:
             fill(content)
         return target
 
-    def require_space(self, needed: int) -> None:
-        """Raise InputError where the disk has less than ``needed`` bytes free."""
-        free = free_bytes(self.path)
-        if free < needed:
-            raise InputError(
-                f"{self.path}: {free / 1e9:.2f} GB free on the disk, this run writes up to "
-                f"{needed / 1e9:.2f} GB; free some space or give another -o"
-            )
+
+def require_space(path: Path, needed: int) -> None:
+    """Raise InputError where the disk of ``path`` has less than ``needed`` bytes free for what is not there yet.
+
+    Args:
+        path: OUT, existing or not; what lies in it already counts as written.
+        needed: bytes that the whole run writes.
+    """
+    written = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    free = free_bytes(path)
+    if free < needed - written:
+        raise InputError(
+            f"{path}: {free / 1e9:.2f} GB free on the disk, this run writes up to "
+            f"{(needed - written) / 1e9:.2f} GB; free some space or give another -o"
+        )
 
 
 def read_marker(path: Path) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from ditpress.errors import InputError, StageError
 from ditpress.files import disk_errors
 from ditpress.recipes.checkpoint import Checkpoints, content_key
 from ditpress.recipes.recipe import load_recipe
-from ditpress.recipes.run import open_run, read_marker
+from ditpress.recipes.run import open_run, read_marker, require_space
 
 IDENTITY: dict[str, Any] = {"key": "k" * 64, "model": "m", "recipe": "r"}
 
@@ -52,10 +52,11 @@ def test_leftovers_of_a_killed_run_are_swept_away(tmp_path: Path) -> None:
 
 
 def test_space_is_asked_for_before_the_work(tmp_path: Path) -> None:
-    with open_run(tmp_path, IDENTITY) as run:
-        run.require_space(1000)
-        with pytest.raises(InputError, match=r"GB free on the disk, this run writes up to 1000000\.00 GB"):
-            run.require_space(10**15)
+    out = tmp_path / "out"
+    require_space(out, 1000)
+    with pytest.raises(InputError, match=r"GB free on the disk, this run writes up to 1000000\.00 GB"):
+        require_space(out, 10**15)
+    assert not out.exists()
 
 
 def wrapped() -> StageError:
