@@ -25,7 +25,7 @@ from ditpress.recipes.conclude import conclude
 from ditpress.recipes.estimate import disk_bytes
 from ditpress.recipes.recipe import Recipe
 from ditpress.recipes.result import Result
-from ditpress.recipes.run import RunFolder, check_out, open_run, require_space
+from ditpress.recipes.run import RunFolder, open_run
 from ditpress.recipes.skeleton import planned, skeleton
 
 log = logging.getLogger(__name__)
@@ -95,9 +95,7 @@ def run_recipe(
         "scheduler": None if scheduler is None else str(scheduler),
     }
     path = Path(out)
-    check_out(path, identity, fresh)
-    require_space(path, disk_bytes(denoiser, recipe))
-    with open_run(path, identity, fresh=fresh) as run:
+    with open_run(path, identity, fresh=fresh, needed=disk_bytes(denoiser, recipe)) as run:
         run.write("recipe.yaml", recipe.to_yaml().encode())
         return _Run(denoiser, recipe, run).go()
 

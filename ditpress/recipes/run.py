@@ -49,7 +49,7 @@ class RunFolder:
 
 
 def require_space(path: Path, needed: int) -> None:
-    """Raise InputError where the disk of ``path`` has less than ``needed`` bytes free for what is not there yet.
+    """Raise InputError where the disk of ``path`` has no room for what is still to be written.
 
     Args:
         path: OUT, existing or not; what lies in it already counts as written.
@@ -102,18 +102,22 @@ def check_out(path: Path, identity: dict[str, Any], fresh: bool) -> None:
 
 
 @contextlib.contextmanager
-def open_run(path: Path, identity: dict[str, Any], *, fresh: bool = False) -> Iterator[RunFolder]:
+def open_run(
+    path: Path, identity: dict[str, Any], *, fresh: bool = False, needed: int = 0
+) -> Iterator[RunFolder]:
     """Take the run folder for one run, alone.
 
     Args:
         path: OUT; made where it does not exist.
         identity: ``key`` (content hash of model and compression), ``model`` and ``recipe`` (for people).
         fresh: first delete the files of an earlier run; never anything that is not a run's own.
+        needed: bytes that the whole run writes.
 
     Raises:
-        InputError: see :func:`check_out`; also where another run holds the folder.
+        InputError: see :func:`check_out` and :func:`require_space`; also where another run holds the folder.
     """
     check_out(path, identity, fresh)
+    require_space(path, needed)
     with disk_errors("the run folder", path):
         path.mkdir(parents=True, exist_ok=True)
     with _locked(path):
