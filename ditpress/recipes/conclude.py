@@ -15,7 +15,7 @@ from ditpress.recipes.checkpoint import Manifest
 from ditpress.recipes.recipe import Recipe, ValidationSpec
 from ditpress.recipes.result import Result
 from ditpress.recipes.run import RunFolder
-from ditpress.recipes.steps import SAMPLES
+from ditpress.recipes.steps import SAMPLES, first_seed
 from ditpress.validate.environment import environment
 from ditpress.validate.extractor import FeatureExtractor
 from ditpress.validate.grid import image_grid, png_bytes
@@ -57,7 +57,7 @@ def conclude(
         first, second = (load_file(folder / SAMPLES)["images"] for folder in (original, compressed))
         captions = denoiser.captions(denoiser.conditions(count))
         pictures = Pictures(first, second, captions)
-        fidelity = measure_fidelity(denoiser, recipe.validation, first, second, captions, sqnr.total_db)
+        fidelity = measure_fidelity(denoiser, recipe, first, second, captions, sqnr.total_db)
     onnx_bytes = sum(file.stat().st_size for file in (run.path / "onnx").rglob("*") if file.is_file())
     here = environment()
     report = Report(
@@ -97,19 +97,21 @@ def conclude(
 
 def measure_fidelity(
     denoiser: Denoiser,
-    spec: ValidationSpec,
+    recipe: Recipe,
     original: Tensor,
     compressed: Tensor,
     captions: Sequence[str],
     sqnr_db: float | None,
 ) -> Fidelity:
     """The fidelity part of the report from two sets of same-seed images."""
+    spec = recipe.validation
     return validate(
         original,
         compressed,
         extractor=FeatureExtractor(spec.extractor or zoo_path("mnist-clip")),
         steps=spec.steps,
         guidance=spec.guidance,
+        first_seed=first_seed(recipe.seed),
         captions=captions,
         reference=real_images(denoiser, spec),
         output_sqnr_db=sqnr_db,

@@ -59,9 +59,14 @@ def draw_original(
     save_file(outputs, folder / OUTPUTS)
 
 
+def first_seed(seed: int) -> int:
+    """The seed of the first validation image of a recipe with ``seed``."""
+    return seed + VALIDATION_SEEDS
+
+
 def draw(denoiser: Denoiser, spec: ValidationSpec, seed: int, description: str) -> Tensor:
     """The validation images, float32 [n, C, H, W] in 0..1: image i of every model from the same seed."""
-    first = seed + VALIDATION_SEEDS
+    first = first_seed(seed)
     seeds = range(first, first + spec.samples)
     return denoiser.sample(seeds, steps=spec.steps, guidance=spec.guidance, description=description)
 

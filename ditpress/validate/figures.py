@@ -104,7 +104,9 @@ def conditions(report: Report) -> str:
         drawn.append(f"{fidelity.steps} steps")
     if fidelity.guidance is not None:
         drawn.append(f"guidance {fidelity.guidance:g}")
-    sentences = [", ".join([*drawn, f"seeds from {report.seed}"]) + "."]
+    if fidelity.first_seed is not None:
+        drawn.append(f"seeds from {fidelity.first_seed}")
+    sentences = [", ".join(drawn) + "."]
     if fidelity.extractor is not None:
         sentences.append(
             f"Features: {fidelity.extractor.name}, {fidelity.extractor.num_features} numbers per image, "

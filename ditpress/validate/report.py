@@ -93,9 +93,13 @@ class PairedScores(Strict):
 
 
 class Fidelity(Strict):
-    """How near the compressed model's samples are to the original's and to real images."""
+    """How near the compressed model's samples are to the original's and to real images.
+
+    Sample i of both models was drawn from the seed ``first_seed + i``.
+    """
 
     samples: int
+    first_seed: int | None
     steps: int | None
     guidance: float | None
     kid_subset_size: int | None
@@ -111,6 +115,7 @@ class Fidelity(Strict):
         """The record of a run that drew no samples; the error on recorded calls may still be known."""
         return cls(
             samples=0,
+            first_seed=None,
             steps=None,
             guidance=None,
             kid_subset_size=None,

@@ -28,6 +28,7 @@ def validate(
     extractor: FeatureExtractor,
     steps: int | None,
     guidance: float | None,
+    first_seed: int | None = None,
     captions: Sequence[str] | None = None,
     reference: Reference | None = None,
     output_sqnr_db: float | None = None,
@@ -37,7 +38,7 @@ def validate(
     Args:
         original, compressed: float [n, C, H, W] in [0, 1]; image i of both from the same seed. n ≥ 2.
         extractor: the network of all feature figures.
-        steps, guidance: how the samples were drawn, for the record.
+        steps, guidance, first_seed: how the samples were drawn, for the record.
         captions: one per image; None: no CLIP score.
         reference: real images; None: FID and KID only to the original's samples.
         output_sqnr_db: from :func:`ditpress.validate.paired.output_sqnr`, where it was measured.
@@ -69,6 +70,7 @@ def validate(
     warnings = [fidelity.rank_warning(what, n, extractor.num_features) for what, n in sets.items()]
     return Fidelity(
         samples=count,
+        first_seed=first_seed,
         steps=steps,
         guidance=guidance,
         kid_subset_size=fidelity.kid_subset_size(count, count if reference is None else reference.count),

@@ -120,7 +120,7 @@ def test_page_is_well_formed_and_loads_nothing(page: str) -> None:
         "84.2 ms",
         "31.4 ms",
         "700 B",
-        "64 samples, 20 steps, guidance 4, seeds from 3.",
+        "64 samples, 20 steps, guidance 4, seeds from 1003.",
         "10000 of mnist-test",
         "abababababab",
         "cdcdcdcdcdcd",

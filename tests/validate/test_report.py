@@ -34,6 +34,7 @@ EXAMPLE: dict[str, Any] = {
     },
     "fidelity": {
         "samples": 64,
+        "first_seed": 1003,
         "steps": 20,
         "guidance": 4.0,
         "kid_subset_size": 64,
