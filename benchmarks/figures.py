@@ -35,7 +35,10 @@ XL_RUNS = {"w4a8": ("w4a8", ())}
 
 def run(model: str, recipe: str, overrides: tuple[str, ...], samples: int, out: Path) -> Result:
     """One run in the folder ``out``, resumed where it was left."""
-    return ditpress.compress(model, recipe, out=out, overrides=[*overrides, f"validation.samples={samples}"])
+    drawing = [f"validation.samples={samples}"]
+    if samples:
+        drawing.append(f"validation.guidance={GUIDANCE}")
+    return ditpress.compress(model, recipe, out=out, overrides=[*overrides, *drawing])
 
 
 def recognised_share(model: str, folder: Path) -> float:
