@@ -4,7 +4,7 @@ VENV   ?= .venv
 OUT    ?= demo
 BIN    := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt README.md LICENSE \
-           $(shell find ditpress optimum -type f ! -name '*.pyc' ! -name '*.so')
+           $(shell find ditpress -type f ! -name '*.pyc' ! -name '*.so')
 
 .DEFAULT_GOAL := help
 .PHONY: help install test lint demo figures clean

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from ditpress.cli import main
 
+PLUGIN = Path(__file__).resolve().parents[1] / "plugins" / "optimum-cli"
 SETTINGS = [part for setting in QUICK for part in ("--set", setting)]
 
 
@@ -193,7 +194,7 @@ def test_nan_weights_name_the_layer(model: Path, tmp_path: Path, capsys: pytest.
 
 def test_optimum_cli_forwards_to_us() -> None:
     code = "from optimum.commands.optimum_cli import main; main()"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(PLUGIN)])}
     command = [sys.executable, "-P", "-c", code, "ditpress", "recipes", "--json"]
     shown = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
