@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
@@ -23,17 +24,8 @@ def estimate_table(guess: Estimate) -> None:
     facts.add_row("memory", f"about {human_bytes(guess.memory_bytes)}")
     facts.add_row("disk", f"up to {human_bytes(guess.disk_bytes)}")
     console.print(facts)
-    layers = Table(title="linears", title_justify="left")
-    for name, justify in (
-        ("role", "left"),
-        ("layers", "right"),
-        ("parameters", "right"),
-        ("stored as", "left"),
-    ):
-        layers.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for row in guess.roles:
-        layers.add_row(row.role, str(row.layers), f"{row.parameters:,}", row.format)
-    console.print(layers)
+    rows = [(row.role, row.layers, row.parameters, row.format) for row in guess.roles]
+    console.print(_linears("parameters", rows))
 
 
 def inspection_table(found: dict[str, Any]) -> None:
@@ -45,12 +37,8 @@ def inspection_table(found: dict[str, Any]) -> None:
     facts.add_row("parameters", f"{found['parameters']:,}")
     facts.add_row("size", f"{human_bytes(found['bytes'])}, {found['effective_bits']:.2f} bits per parameter")
     console.print(facts)
-    layers = Table(title="linears", title_justify="left")
-    for name, justify in (("role", "left"), ("layers", "right"), ("weights", "right"), ("stored as", "left")):
-        layers.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for row in found["linears"]:
-        layers.add_row(row["role"], str(row["layers"]), f"{row['parameters']:,}", row["format"])
-    console.print(layers)
+    rows = [(row["role"], row["layers"], row["parameters"], row["format"]) for row in found["linears"]]
+    console.print(_linears("weights", rows))
 
 
 def report_table(result: Result) -> None:
@@ -107,6 +95,18 @@ def _facts(title: str) -> Table:
     table = Table(title=title, title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column()
+    return table
+
+
+def _linears(counted: str, rows: Iterable[tuple[str, int, int, str]]) -> Table:
+    """Linears by role: how many layers, how many of what is ``counted``, how they are stored."""
+    table = Table(title="linears", title_justify="left")
+    table.add_column("role")
+    table.add_column("layers", justify="right")
+    table.add_column(counted, justify="right")
+    table.add_column("stored as")
+    for role, layers, count, stored in rows:
+        table.add_row(role, str(layers), f"{count:,}", stored)
     return table
 
 
