@@ -34,7 +34,6 @@ DOMAIN = "ditpress"
 OPSET = 20
 CONTRIB_DOMAIN = "com.microsoft"
 TABLE = "table"
-NODE_KINDS = ("QLinear4A8", "QLinear8A8", "QLinear4", "QLinear8")
 MIN_BLOCK, MAX_BLOCK = 16, 256  # block sizes MatMulNBits takes: powers of two in this range
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,6 @@ OUTPUT_NAME = "sample"
 SAMPLE_INPUT = "hidden_states"
 # Position tables of the Flux family are [tokens, 3], one for the whole batch.
 SHARED_INPUTS = frozenset({"img_ids", "txt_ids"})
-
-
-class RecordedCall(Protocol):
-    """One call of the transformer: the keyword arguments the pipeline passed."""
-
-    kwargs: dict[str, Any]
 
 
 def flatten(kwargs: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:

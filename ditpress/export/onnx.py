@@ -8,14 +8,13 @@ at two batch sizes, and only then moved into place.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import onnx
@@ -29,14 +28,11 @@ import ditpress.kernels.qlinear  # noqa: F401  (declares torch.ops.ditpress.qlin
 from ditpress.errors import InputError, StageError
 from ditpress.export.fixes import name_batch, repair, simplify, strip_metadata
 from ditpress.export.functions import DOMAIN, KINDS, OPSET, Kind, attach_functions, name_nodes
-from ditpress.export.inputs import OUTPUT_NAME, Keywords, RecordedCall, Signature
+from ditpress.export.inputs import OUTPUT_NAME, Keywords, Signature
 from ditpress.export.openloop import compare_pieces, int8_nodes
 from ditpress.export.parity import Parity, compare
 from ditpress.export.session import CONSTANTS_KEY, MODEL_FILE, onnx_session
 from ditpress.files import atomic_folder
-
-if TYPE_CHECKING:
-    from ditpress.load.denoiser import Denoiser
 
 Target = Literal["ditpress", "portable"]
 EXTERNAL_DATA_BYTES = 10**9  # above this the weights go into model.onnx.data
@@ -45,43 +41,6 @@ TRACE_BATCH = 2  # torch.export specialises 0 and 1
 MAX_BATCH = 4096
 PARITY_LIMIT = 1e-4  # of the output's range
 IR_VERSION = 10  # the first with overloads of model-local functions
-
-
-def export_onnx(
-    denoiser: Denoiser,
-    folder: str | Path,
-    *,
-    calls: Sequence[RecordedCall] | None = None,
-    target: Target = "ditpress",
-    external_data_bytes: int = EXTERNAL_DATA_BYTES,
-) -> Path:
-    """Write ``folder/transformer/model.onnx`` (and ``config.json``), the layout of optimum's ONNX pipelines.
-
-    Args:
-        denoiser: its transformer is exported, quantized layers as ``ditpress`` nodes.
-        folder: created where missing; an older ``transformer`` in it is replaced at the end, never before.
-        calls: recorded calls of the transformer, for its inputs and for the comparison with PyTorch. None:
-            two calls are recorded from a short sampling run of the denoiser itself.
-        target: "ditpress" keeps our nodes, each with its model-local function; "portable" writes the
-            functions out, so that the file holds standard and contrib operators only.
-        external_data_bytes: total of weights above which they go into ``model.onnx.data``.
-
-    Returns:
-        Path of ``model.onnx``.
-
-    Raises:
-        InputError: an unknown target, calls that cannot be exported, or a folder that cannot be written.
-        StageError: the file does not compute what PyTorch computes, or the disk is full.
-    """
-    kwargs = [dict(call.kwargs) for call in calls] if calls is not None else record_kwargs(denoiser)
-    path, _ = export_transformer(
-        denoiser.transformer,
-        Path(folder) / "transformer",
-        kwargs,
-        target=target,
-        external_data_bytes=external_data_bytes,
-    )
-    return path
 
 
 def export_transformer(
@@ -93,10 +52,23 @@ def export_transformer(
     external_data_bytes: int = EXTERNAL_DATA_BYTES,
     parity_limit: float = PARITY_LIMIT,
 ) -> tuple[Path, Parity]:
-    """:func:`export_onnx` for a bare transformer and the keyword arguments of its calls.
+    """Write ``folder/model.onnx`` and ``config.json``, as optimum's ONNX pipelines have them in a component.
+
+    Args:
+        transformer: what to export, quantized layers as ``ditpress`` nodes.
+        folder: made or replaced as a whole when the file has been compared, never before.
+        calls: keyword arguments of recorded calls, for the inputs and for the comparison with PyTorch.
+        target: "ditpress" keeps our nodes, each with its model-local function; "portable" writes the
+            functions out, so that the file holds standard and contrib operators only.
+        external_data_bytes: total of weights above which they go into ``model.onnx.data``.
+        parity_limit: allowed difference from PyTorch, as a part of the output's range.
 
     Returns:
         The path of ``folder/model.onnx`` and its agreement with PyTorch.
+
+    Raises:
+        InputError: an unknown target, calls that cannot be exported, or no space left in ``folder``.
+        StageError: the file does not compute what PyTorch computes.
     """
     if target not in ("ditpress", "portable"):
         raise InputError(f"unknown ONNX target {target!r}: expected 'ditpress' or 'portable'")
@@ -183,22 +155,6 @@ def inline_functions(model: ir.Model) -> None:
     simplify(model)
     passes.NameFixPass()(model)
     strip_metadata(model)
-
-
-def record_kwargs(denoiser: Denoiser, steps: int = 2) -> list[dict[str, Any]]:
-    """Keyword arguments with which the pipeline itself calls its transformer, drawn from noise."""
-    recorded: list[dict[str, Any]] = []
-    signature = inspect.signature(denoiser.transformer.forward)
-
-    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        recorded.append(dict(signature.bind(*args, **kwargs).arguments))
-
-    handle = denoiser.transformer.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
-        denoiser.sample([0], steps=steps)
-    finally:
-        handle.remove()
-    return recorded
 
 
 def _schema(kind: Kind) -> onnx.defs.OpSchema:

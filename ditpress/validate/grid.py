@@ -14,7 +14,6 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ditpress.errors import InputError
-from ditpress.files import write_atomic
 
 SMALL, LARGE = 96, 256  # shown images are scaled to lie between these many pixels
 COLUMNS = 8
@@ -97,18 +96,6 @@ def image_grid(
             middle = top + caption_height + row * (cell[1] + GAP) + cell[1] // 2
             draw.text((MARGIN, middle), label, INK, font, anchor="lm")
     return sheet
-
-
-def save_grid(
-    path: Path,
-    original: Tensor,
-    compressed: Tensor,
-    *,
-    captions: Sequence[str] | None = None,
-    count: int = 16,
-) -> None:
-    """Write :func:`image_grid` as PNG, atomically."""
-    write_atomic(Path(path), png_bytes(image_grid(original, compressed, captions=captions, count=count)))
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:

@@ -12,7 +12,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from torch import Tensor
 
-from ditpress.files import write_atomic
 from ditpress.validate import figures, plots
 from ditpress.validate.grid import difference, png_bytes, to_pil
 from ditpress.validate.report import Report
@@ -65,19 +64,6 @@ def render_html(
         grid=None if pictures is None else _grid(pictures),
         report_json=json.dumps(json.loads(report.to_json()), indent=2, ensure_ascii=False),
     )
-
-
-def save_html(
-    path: Path,
-    report: Report,
-    *,
-    recipe_yaml: str,
-    details: Details | None = None,
-    pictures: Pictures | None = None,
-) -> None:
-    """Write :func:`render_html` atomically."""
-    page = render_html(report, recipe_yaml=recipe_yaml, details=details, pictures=pictures)
-    write_atomic(Path(path), page.encode())
 
 
 def _plots(details: Details | None) -> dict[str, Markup]:

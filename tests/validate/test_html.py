@@ -3,7 +3,6 @@ import io
 import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +11,8 @@ from PIL import Image
 from test_report import example
 
 from ditpress.errors import InputError
-from ditpress.validate.grid import difference, image_grid, save_grid, to_pil
-from ditpress.validate.html import Pictures, render_html, save_html
+from ditpress.validate.grid import difference, image_grid, png_bytes, to_pil
+from ditpress.validate.html import Pictures, render_html
 from ditpress.validate.report import Fidelity, Report, parse_report
 from ditpress.validate.sensitivity import Details, LayerDetail, TimestepDetail
 
@@ -170,10 +169,9 @@ def test_pictures_are_those_given(page: str) -> None:
     assert "Difference × 16" in page  # 0.05 · 16 = 0.8 still fits into the range
 
 
-def test_page_of_a_run_without_samples(report: Report, tmp_path: Path) -> None:
+def test_page_of_a_run_without_samples(report: Report) -> None:
     bare = report.model_copy(update={"fidelity": Fidelity.without_samples()})
-    save_html(tmp_path / "report.html", bare, recipe_yaml="name: w8a8\n")
-    page = (tmp_path / "report.html").read_text()
+    page = render_html(bare, recipe_yaml="name: w8a8\n")
     assert "No samples were drawn." in page
     assert "<svg" not in page
     assert "<img" not in page
@@ -201,10 +199,10 @@ def test_grid_dimensions(count: int, columns: int, bands: int) -> None:
     assert with_captions.size == (grid.width, grid.height + bands * 32)
 
 
-def test_grid_holds_the_images_where_the_labels_say(tmp_path: Path) -> None:
+def test_grid_holds_the_images_where_the_labels_say() -> None:
     original = torch.stack([torch.full((1, 28, 28), v) for v in (0.2, 0.6)])
-    save_grid(tmp_path / "samples.png", original, original + 0.08, captions=["a", "b " * 90])
-    grid = Image.open(tmp_path / "samples.png")
+    drawn = image_grid(original, original + 0.08, captions=["a", "b " * 90])
+    grid = Image.open(io.BytesIO(png_bytes(drawn)))
     x, y = 128 + 118 + 56, 16 + 32 + 56  # the middle of the second column's first picture
     levels = [grid.getpixel((x, y + row * 118)) for row in range(3)]
     assert levels == [(153,) * 3, (173,) * 3, (163,) * 3]  # 0.6, 0.68 and 0.08 amplified 8 times
