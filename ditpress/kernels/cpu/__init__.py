@@ -17,7 +17,7 @@ import torch
 
 from ditpress.errors import InputError
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 ISAS = ("avx512vnni", "avx2", "portable", "reference")
 
@@ -70,7 +70,8 @@ def load() -> ctypes.CDLL | None:
     if path is None:
         return None
     library = ctypes.CDLL(str(path))
-    pointer, text, i32, i64 = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int32, ctypes.c_int64
+    pointer, text = ctypes.c_void_p, ctypes.c_char_p
+    i32, i64, f32 = ctypes.c_int32, ctypes.c_int64, ctypes.c_float
     signatures: dict[str, tuple[type | None, list[type]]] = {
         "ditpress_abi_version": (i32, []),
         "ditpress_last_error": (text, []),
@@ -78,11 +79,15 @@ def load() -> ctypes.CDLL | None:
         "ditpress_use_openmp": (i32, [text]),
         "ditpress_weight_create": (
             pointer,
-            [pointer, i64, i64, i32, pointer, i32, i64, pointer, i32, text],
+            [pointer, i64, i64, i32, i32, pointer, pointer, i32, i64, i32, i32, text],
         ),
         "ditpress_weight_bytes": (i64, [pointer]),
         "ditpress_weight_destroy": (None, [pointer]),
-        "ditpress_weight_run": (i32, [pointer, pointer, i64, pointer, pointer, i32]),
+        "ditpress_weight_run": (
+            i32,
+            [pointer, pointer, i64, pointer, pointer, pointer, i64, f32, i32, pointer, pointer, i64, pointer, i32],
+        ),
+        "ditpress_attention": (i32, [pointer] * 5 + [i64] * 5 + [f32, i32, pointer, text, i32]),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(library, name)

@@ -3,12 +3,13 @@
 #include <exception>
 #include <string>
 
+#include "attend.h"
 #include "isa.h"
 #include "weight.h"
 
 namespace {
 
-constexpr int32_t kAbiVersion = 1;
+constexpr int32_t kAbiVersion = 2;
 
 thread_local std::string t_error;
 
@@ -47,14 +48,17 @@ DITPRESS_EXPORT const char* ditpress_isa() {
 // the process. 1 when found, else 0: then ditpress_weight_run works on the calling thread.
 DITPRESS_EXPORT int32_t ditpress_use_openmp(const char* path) { return ditpress::use_openmp(path) ? 1 : 0; }
 
-// Repack a weight (row-major `codes` uint8 [n][ceil(k * bits / 8)], low nibble first; `scale` [n][groups] float or
-// half; `codebook` int8 [2**bits]) for the named instruction set. Null on error. The inputs are not needed afterwards.
-DITPRESS_EXPORT void* ditpress_weight_create(const uint8_t* codes, int64_t n, int64_t k, int32_t bits,
-                                             const void* scale, int32_t scale_is_half, int64_t groups,
-                                             const int8_t* codebook, int32_t int8_activations, const char* isa) {
+// Repack a weight for the named instruction set: row-major `codes` uint8 [n][...], `codebook` int8
+// [entries][vector_length], `scale` [n][groups] float or half. Null on error. The inputs are not needed afterwards.
+DITPRESS_EXPORT void* ditpress_weight_create(const uint8_t* codes, int64_t n, int64_t k, int32_t entries,
+                                             int32_t vector_length, const int8_t* codebook, const void* scale,
+                                             int32_t scale_is_half, int64_t groups, int32_t int8_activations,
+                                             int32_t fold_scales, const char* isa) {
   return guard<void*>(nullptr, [&]() -> void* {
     const auto activation = int8_activations ? ditpress::Activation::kInt8 : ditpress::Activation::kNone;
-    const ditpress::WeightSource source{codes, n, k, bits, scale, scale_is_half != 0, groups, codebook, activation};
+    const ditpress::WeightSource source{codes,  n,      k,          entries,         vector_length,
+                                        codebook, scale, scale_is_half != 0, groups, activation,
+                                        fold_scales != 0};
     return new ditpress::Weight(source, ditpress::kernels_named(isa));
   });
 }
@@ -65,11 +69,32 @@ DITPRESS_EXPORT int64_t ditpress_weight_bytes(const void* weight) {
 
 DITPRESS_EXPORT void ditpress_weight_destroy(void* weight) { delete static_cast<ditpress::Weight*>(weight); }
 
-// y [m][n] = x [m][k] * weight + bias [n] (null: none), on up to `threads` threads. 0 on success.
-DITPRESS_EXPORT int32_t ditpress_weight_run(const void* weight, const float* x, int64_t m, const float* bias, float* y,
-                                            int32_t threads) {
+// y [m][n] = epilogue(prologue(x) [m][k] * weight + bias [n]) on up to `threads` threads. Null pointers leave a part
+// out: bias; shift and modulation [prologue_rows][k] of a layer norm with `epsilon`; gate [gate_rows][n] and residual
+// [m][n]. 0 on success.
+DITPRESS_EXPORT int32_t ditpress_weight_run(const void* weight, const float* x, int64_t m, const float* bias,
+                                            const float* shift, const float* modulation, int64_t prologue_rows,
+                                            float epsilon, int32_t gelu, const float* gate, const float* residual,
+                                            int64_t gate_rows, float* y, int32_t threads) {
   return guard<int32_t>(1, [&] {
-    static_cast<const ditpress::Weight*>(weight)->run(x, m, bias, y, ditpress::openmp_pool(threads));
+    const auto& w = *static_cast<const ditpress::Weight*>(weight);
+    const int64_t columns = w.n();
+    w.run({x, m, bias, shift, modulation, prologue_rows, epsilon, gelu != 0, gate, residual, gate_rows, &y, &columns, 1},
+          ditpress::openmp_pool(threads));
+    return 0;
+  });
+}
+
+// Attention of `heads` heads of `width` values on the named instruction set; q, y [batch][queries][heads * width], k, v
+// [batch][keys][heads * width]; mask null or with four strides (batch, head, query, key). 0 on success.
+DITPRESS_EXPORT int32_t ditpress_attention(const float* q, const float* k, const float* v, const float* mask,
+                                           const int64_t* mask_stride, int64_t batch, int64_t heads, int64_t queries,
+                                           int64_t keys, int64_t width, float scale, int32_t bf16, float* y,
+                                           const char* isa, int32_t threads) {
+  return guard<int32_t>(1, [&] {
+    ditpress::AttentionCall call{q, k, v, mask, {}, batch, heads, queries, keys, width, scale, bf16 != 0, y};
+    for (int i = 0; mask && i < 4; ++i) call.mask_stride[i] = mask_stride[i];
+    ditpress::attend(call, ditpress::kernels_named(isa), ditpress::openmp_pool(threads));
     return 0;
   });
 }

@@ -17,40 +17,66 @@ namespace ditpress {
 // (activation zero there), so any group size works and no kernel has a tail along K.
 constexpr int64_t kChunk = 16;
 
-enum class Isa { kPortable, kAvx2, kAvx512Vnni };
 enum class Activation : int32_t { kNone = 0, kInt8 = 1 };
 
-// How a weight is laid out for one instruction set: panels of `columns` outputs, in each panel
-// [padded K / 4][columns][4 bytes along K]. With 4-bit codes one byte holds two codes: of each pair of vectors of
-// `vector_bytes`, the first in the low nibbles and the second in the high nibbles.
+// How codes lie in a panel. kBytes needs no decoding; of the others one *unit* of `unit_in` vectors of codes becomes
+// `unit_out` vectors of bytes (see coding.h).
+enum class Coding : int32_t { kBytes, kNibbles, kPairs, kTrits, kVector8x4, kVector6x2 };
+
+// How a weight is laid out for one instruction set: panels of `columns` outputs, a decoded panel being
+// [padded K / 4][columns][4 bytes along K], worked on in vectors of `vector_bytes`.
 struct Layout {
   int columns;
   int vector_bytes;
   int offset;  // a byte of a decoded panel is value + offset (128: unsigned operand of vpdpbusd)
 };
 
+// The codes of one group of K in one panel to bytes. Whole units are written: `bytes` has room for one unit more.
+struct DecodeJob {
+  Coding coding;
+  const uint8_t* codes;
+  const uint8_t* table;  // decoded bytes, one plane per byte of a code's vector (see coding.h)
+  uint8_t* bytes;
+  int64_t vectors;       // of bytes
+  const int16_t* fold;   // null, or per column of the panel: byte = round(value * fold / 128) + offset
+};
+
+// What happens to a result before it is stored; all pointers null: nothing. Pointers are at the first column of the
+// panel and the first row of the job.
+struct Epilogue {
+  bool gelu;                // y = GELU(y), tanh form
+  const float* gate;        // y = gate * y + residual; one row of `stride` values for every `gate_rows` rows
+  const float* residual;
+  int64_t stride;           // values from one row to the next, of gate and residual
+  int64_t gate_rows;
+  int64_t gate_first;       // rows of the current gate row that lie before the job's first row
+};
+
 // One panel against some row tiles, activations in int8.
 struct Int8Job {
-  const uint8_t* weights;  // decoded bytes, or packed nibbles when `nibbles`
-  const uint8_t* table;    // 16 decoded bytes, for `nibbles`
+  const uint8_t* weights;     // decoded bytes, or packed nibbles when `nibbles`
+  const uint8_t* table;       // 16 decoded bytes, for `nibbles`
   bool nibbles;
   int64_t groups;
-  int64_t group_chunks;      // chunks of 16 per group
-  const float* scale;        // [groups][columns of the layout]
-  const float* bias;         // [columns of the layout]
-  const int8_t* activations; // [tile][padded K / 16][rows of the tile][16]
-  const float* row_scale;    // [m]
-  const int32_t* start;      // [groups][m]: first value of the accumulators, -offset * sum of the group
+  int64_t group_chunks;       // chunks of 16 per group
+  const float* scale;         // [groups][columns of the layout]
+  const float* bias;          // [columns of the layout]
+  const int8_t* activations;  // [tile][padded K / 16][rows of the tile][16]
+  const float* row_scale;     // [m]
+  const int32_t* start;       // [groups][m]: first value of the accumulators, -offset * sum of the group
   int64_t m;
   int64_t tiles, first_tile, last_tile;
   float* y;  // column of the panel in row 0
   int64_t y_stride;
   int columns;  // outputs of this panel that exist
+  Epilogue epilogue;
+  const uint8_t* next;  // codes that will be wanted next, to be fetched meanwhile
+  int64_t next_bytes;
 };
 
 // One panel against float rows.
 struct FloatJob {
-  const uint8_t* weights;
+  const uint8_t* weights;  // decoded bytes, or packed nibbles when `nibbles`
   const uint8_t* table;
   bool nibbles;
   int64_t groups;
@@ -62,39 +88,59 @@ struct FloatJob {
   float* y;
   int64_t y_stride;
   int columns;
+  Epilogue epilogue;
 };
 
 // One row to int8.
 struct RowJob {
   const float* x;  // [k]
   int64_t groups, group, padded_group;
-  int8_t* q;        // first chunk of this row
-  int64_t q_stride; // bytes from one chunk of the row to the next
-  float* scale;     // 1 value
-  int32_t* start;   // [groups], `start_stride` apart; -128 * sum where the layout has offset 128
+  int8_t* q;         // first chunk of this row
+  int64_t q_stride;  // bytes from one chunk of the row to the next
+  float* scale;      // 1 value
+  int32_t* start;    // [groups], `start_stride` apart; -128 * sum where the layout has offset 128
   int64_t start_stride;
+};
+
+// One row: y = (x - mean) / sqrt(variance + epsilon) * (1 + modulation) + shift.
+struct NormJob {
+  const float* x;
+  const float* shift;
+  const float* modulation;
+  float* y;
+  int64_t k;
+  float epsilon;
+};
+
+// softmax(scale * q k^T + mask) v for one head. Rows lie `*_stride` values apart.
+struct AttentionJob {
+  const float *q, *k, *v;
+  const float* mask;  // null or at this head; value (t, s) at t * mask_t + s * mask_s
+  int64_t q_stride, k_stride, v_stride, mask_t, mask_s, y_stride;
+  int64_t queries, keys, width;  // width: values per head
+  float scale;
+  float* y;
+  float* workspace;  // 64-byte aligned, of the size asked for
 };
 
 // What an instruction set offers.
 struct Kernels {
-  Isa isa;
   const char* name;
+  bool accelerated;  // false: slower than what a host without this library would do
   Layout (*layout)(Activation activation, bool grouped);
-  // Whether to decode 4-bit codes inside the kernel (few rows) or once per panel into memory (many rows).
+  // Whether to decode nibbles inside the kernel (few rows) or once per panel into memory (many rows).
   bool (*decode_inside)(Activation activation, int64_t m);
   int (*tile_rows)(bool grouped, bool nibbles);
+  void (*normalize_row)(const NormJob&);
   void (*quantize_row)(const RowJob&);
-  void (*decode)(const uint8_t* packed, uint8_t* bytes, int64_t count, const uint8_t* table);  // count: bytes out
+  void (*decode)(const DecodeJob&);
   void (*widen_half)(const uint16_t* half, float* out, int64_t count);
   void (*int8_panel)(const Int8Job&);
   void (*float_panel)(const FloatJob&);
+  // Attention in float32 and, null where the CPU has no such instructions, with bfloat16 products.
+  void (*attention)(const AttentionJob&);
+  void (*attention_bf16)(const AttentionJob&);
 };
-
-extern const Kernels kPortableKernels;
-#ifdef DITPRESS_X86
-extern const Kernels kAvx2Kernels;
-extern const Kernels kAvx512Kernels;
-#endif
 
 // m rows in `tiles` tiles as equal as can be: the first row of tile t. tile_row(m, tiles, tiles) == m.
 static inline int64_t tile_row(int64_t m, int64_t tiles, int64_t t) {

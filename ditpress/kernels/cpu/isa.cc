@@ -5,6 +5,12 @@
 #include <stdexcept>
 #include <string>
 
+#include "portable/kernels.h"
+#ifdef DITPRESS_X86
+#include "avx2/kernels.h"
+#include "avx512/kernels.h"
+#endif
+
 namespace ditpress {
 namespace {
 
@@ -30,14 +36,18 @@ bool has_avx512vnni() {
 }  // namespace
 
 const Kernels& kernels_named(const char* name) {
-  if (std::strcmp(name, "portable") == 0) return kPortableKernels;
+  static const Kernels portable = portable_kernels();
+  if (std::strcmp(name, portable.name) == 0) return portable;
   const bool avx512 = std::strcmp(name, "avx512vnni") == 0, avx2 = std::strcmp(name, "avx2") == 0;
   if (!avx512 && !avx2)
     throw std::invalid_argument(std::string("instruction set '") + name +
                                 "' is unknown, expected avx512vnni, avx2, portable or reference");
 #ifdef DITPRESS_X86
-  if (avx512 && has_avx512vnni()) return kAvx512Kernels;
-  if (avx2 && has_avx2()) return kAvx2Kernels;
+  static const Kernels with_avx2 = avx2_kernels();
+  static const Kernels with_avx512 =
+      avx512_kernels(__builtin_cpu_supports("avx512vbmi"), __builtin_cpu_supports("avx512bf16"));
+  if (avx512 && has_avx512vnni()) return with_avx512;
+  if (avx2 && has_avx2()) return with_avx2;
 #endif
   throw std::invalid_argument(std::string("instruction set '") + name +
                               "' is not supported by this CPU, unset DITPRESS_ISA or use portable");

@@ -30,8 +30,8 @@ void region_body(void* p) {
 }
 
 void run_openmp(void* host, int64_t count, Task task, void* data) {
+  if (count <= 1) return run_serial(nullptr, count, task, data);
   const int64_t threads = static_cast<int64_t>(reinterpret_cast<intptr_t>(host));
-  if (count <= 1 || threads <= 1) return run_serial(nullptr, count, task, data);
   Region region;
   region.count = count;
   region.task = task;

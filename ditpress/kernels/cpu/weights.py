@@ -10,8 +10,27 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ditpress.errors import InputError
-from ditpress.kernels.arguments import bits_of, check_weight
+from ditpress.kernels.arguments import check_weight
 from ditpress.kernels.cpu import isa, last_error, load
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """What a linear does beside the product, as in ``ditpress::qlinear_fused``; None leaves a part out."""
+
+    shift: Tensor | None = None
+    modulation: Tensor | None = None
+    epsilon: float = 1e-6
+    gelu: bool = False
+    gate: Tensor | None = None
+    residual: Tensor | None = None
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return self.shift, self.modulation, self.gate, self.residual
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 class PackedWeight:
@@ -31,6 +50,8 @@ class PackedWeight:
         codebook: Tensor,
         activation: str,
         path: str | None = None,
+        *,
+        fold_scales: bool = False,
     ) -> None:
         library = load()
         if library is None:
@@ -42,29 +63,38 @@ class PackedWeight:
             codes.data_ptr(),
             self.out_features,
             in_features,
-            bits_of(codebook),
+            *codebook.shape,
+            codebook.data_ptr(),
             scale.data_ptr(),
             int(scale.dtype == torch.float16),
             scale.shape[1],
-            codebook.data_ptr(),
             int(activation == "int8"),
+            int(fold_scales),
             (path or isa()).encode(),
         )
         if not self._handle:
             raise InputError(last_error(library))
         weakref.finalize(self, library.ditpress_weight_destroy, self._handle)
 
-    def run(self, x: Tensor, bias: Tensor | None) -> Tensor:
+    def run(self, x: Tensor, bias: Tensor | None, fusion: Fusion | None = None) -> Tensor:
         """float32 ``[..., K]`` (checked by the caller) to float32 ``[..., N]``, on torch's threads."""
         x = x.contiguous()
         y = torch.empty((*x.shape[:-1], self.out_features), dtype=torch.float32)
-        if bias is not None:
-            bias = bias.contiguous()
+        held = [None if t is None else t.contiguous() for t in (bias, *(fusion.tensors() if fusion else (None,) * 4))]
+        bias, shift, modulation, gate, residual = held
         status = self._library.ditpress_weight_run(
             self._handle,
             x.data_ptr(),
             x.numel() // self.in_features,
-            None if bias is None else bias.data_ptr(),
+            _pointer(bias),
+            _pointer(shift),
+            _pointer(modulation),
+            0 if modulation is None else modulation.numel() // self.in_features,
+            fusion.epsilon if fusion else 0.0,
+            int(fusion.gelu) if fusion else 0,
+            _pointer(gate),
+            _pointer(residual),
+            0 if gate is None else gate.numel() // self.out_features,
             y.data_ptr(),
             torch.get_num_threads(),
         )
@@ -112,7 +142,7 @@ def packed_weight(
         ):
             return entry.weight
     check_weight(in_features, codes, scale, codebook, activation)
-    if tuple(codebook.shape) not in ((16, 1), (256, 1)) or isa() == "reference":
+    if isa() == "reference":
         return None
     weight = PackedWeight(in_features, codes, scale, codebook, activation)
     if entries is None:

@@ -27,9 +27,9 @@ struct OpAttribute;
 
 enum class Error : int32_t { kFail = 1, kInvalidArgument = 2, kRuntimeException = 6, kNotImplemented = 9 };
 enum class Element : int32_t { kFloat = 1, kUInt8 = 2, kInt8 = 3, kFloat16 = 10 };
-enum class Presence : int32_t { kRequired = 0, kOptional = 1 };
+enum class Presence : int32_t { kRequired = 0, kVariadic = 2 };
 enum class Memory : int32_t { kDefault = 0 };
-enum class AttributeType : int32_t { kInt = 1 };
+enum class AttributeType : int32_t { kInt = 1, kInts = 2 };
 
 // What RegisterCustomOps is given.
 struct ApiBase {
@@ -98,12 +98,17 @@ struct Api {
   DITPRESS_SLOT(62, dimensions, Status*(const TensorInfo*, int64_t*, size_t));
   DITPRESS_SLOT(63, symbolic_dimensions, Status*(const TensorInfo*, const char**, size_t));
   DITPRESS_SLOT(65, tensor_info, Status*(const Value*, TensorInfo**));  // to be released
+  DITPRESS_SLOT(85, float_attribute, Status*(const KernelInfo*, const char*, float*));
   DITPRESS_SLOT(86, int_attribute, Status*(const KernelInfo*, const char*, int64_t*));
+  DITPRESS_SLOT(87, text_attribute, Status*(const KernelInfo*, const char*, char*, size_t*));  // size counts the zero
+  DITPRESS_SLOT(88, input_count, Status*(const KernelContext*, size_t*));
   DITPRESS_SLOT(90, input, Status*(const KernelContext*, size_t, const Value**));
   DITPRESS_SLOT(91, output, Status*(KernelContext*, size_t, const int64_t*, size_t, Value**));
+  DITPRESS_SLOT(89, output_count, Status*(const KernelContext*, size_t*));
   DITPRESS_SLOT(93, release_status, void(Status*));
   DITPRESS_SLOT(99, release_tensor_info, void(TensorInfo*));
   DITPRESS_SLOT(101, release_domain, void(CustomOpDomain*));
+  DITPRESS_SLOT(163, ints_attribute, Status*(const KernelInfo*, const char*, int64_t*, size_t*));
   DITPRESS_SLOT(244, node_name, Status*(const KernelInfo*, char*, size_t*));  // size counts the final zero
   DITPRESS_SLOT(249, constant_input, Status*(const KernelInfo*, size_t, int*, const Value**));
   DITPRESS_SLOT(268, inferred_input, Status*(const ShapeInferContext*, size_t, TensorInfo**));  // borrowed

@@ -1,9 +1,16 @@
 // AVX2 + FMA. vpmaddubsw multiplies unsigned by signed bytes and saturates the sum of two products at 16 bits. With
 // |w| (at most 128) as the unsigned operand and the activation (at most 127), its sign flipped where w < 0, as the
 // signed one, that sum is at most 2 * 128 * 127 = 32512 and never saturates: the result is exact for every codebook.
+#include "kernels.h"
+
 #include <immintrin.h>
 
-#include "generic.h"
+#include "../attention.h"
+#include "../coding.h"
+#include "../epilogue.h"
+#include "../fold.h"
+#include "../half.h"
+#include "../rows.h"
 
 namespace ditpress {
 namespace {
@@ -19,31 +26,40 @@ int tile_rows(bool, bool) { return kRows; }
 
 __m256i load(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 
-void decode(const uint8_t* packed, uint8_t* bytes, int64_t count, const uint8_t* table) {
-  const __m256i lut = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
-  const __m256i mask = _mm256_set1_epi8(15);
-  for (int64_t v = 0; v < count; v += 2 * kVector, packed += kVector, bytes += 2 * kVector) {
-    const __m256i codes = load(packed);
-    const __m256i low = _mm256_and_si256(codes, mask);
-    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(codes, 4), mask);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(bytes), _mm256_shuffle_epi8(lut, low));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(bytes + kVector), _mm256_shuffle_epi8(lut, high));
+void decode(const DecodeJob& job) {
+  if (job.coding == Coding::kNibbles) {
+    const __m256i lut = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(job.table)));
+    const __m256i mask = _mm256_set1_epi8(15);
+    for (int64_t v = 0; v < job.vectors; v += 2) {
+      const __m256i codes = load(job.codes + v / 2 * kVector);
+      const __m256i low = _mm256_and_si256(codes, mask);
+      const __m256i high = _mm256_and_si256(_mm256_srli_epi16(codes, 4), mask);
+      uint8_t* const bytes = job.bytes + v * kVector;
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(bytes), _mm256_shuffle_epi8(lut, low));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(bytes + kVector), _mm256_shuffle_epi8(lut, high));
+    }
+  } else {
+    const int in = unit_in(job.coding), out = unit_out(job.coding);
+    for (int64_t v = 0, unit = 0; v < job.vectors; v += out, ++unit)
+      decode_unit(job.coding, job.codes + unit * in * kVector, job.table, job.bytes + v * kVector, kVector);
   }
+  if (job.fold) fold_generic(job.bytes, job.vectors, job.fold, layout(Activation::kInt8, false));
 }
 
 void widen_half(const uint16_t* half, float* out, int64_t count) {
   for (int64_t i = 0; i < count; ++i) out[i] = half_to_float(half[i]);
 }
 
-// Writes the first `columns` of a row of the panel.
-void store_row(float* y, const __m256 (&value)[kVectors], int columns) {
-  if (columns == kColumns) {
+// Writes what exists of row `r` of the panel.
+void store_row(const Epilogue& epilogue, float* y, const __m256 (&value)[kVectors], int64_t r, int columns) {
+  const bool plain = !epilogue.gelu && !epilogue.gate;
+  if (plain && columns == kColumns) {
     for (int v = 0; v < kVectors; ++v) _mm256_storeu_ps(y + 8 * v, value[v]);
     return;
   }
   float row[kColumns];
   for (int v = 0; v < kVectors; ++v) _mm256_storeu_ps(row + 8 * v, value[v]);
-  std::memcpy(y, row, static_cast<size_t>(columns) * sizeof(float));
+  for (int n = 0; n < columns; ++n) y[n] = finish(epilogue, row[n], r, n);
 }
 
 template <int Rows>
@@ -84,7 +100,7 @@ void int8_tile(const Int8Job& job, int64_t row) {
     const __m256 row_scale = _mm256_set1_ps(job.row_scale[row + r]);
     for (int v = 0; v < kVectors; ++v)
       f[r][v] = _mm256_fmadd_ps(f[r][v], row_scale, _mm256_loadu_ps(job.bias + 8 * v));
-    store_row(job.y + (row + r) * job.y_stride, f[r], job.columns);
+    store_row(job.epilogue, job.y + (row + r) * job.y_stride, f[r], row + r, job.columns);
   }
 }
 
@@ -130,7 +146,7 @@ void float_tile(const FloatJob& job, int64_t row) {
   }
   for (int r = 0; r < Rows; ++r) {
     for (int v = 0; v < kVectors; ++v) f[r][v] = _mm256_add_ps(f[r][v], _mm256_loadu_ps(job.bias + 8 * v));
-    store_row(job.y + (row + r) * job.y_stride, f[r], job.columns);
+    store_row(job.epilogue, job.y + (row + r) * job.y_stride, f[r], row + r, job.columns);
   }
 }
 
@@ -140,11 +156,15 @@ void float_panel(const FloatJob& job) {
   for (; row < job.m; ++row) float_tile<1>(job, row);
 }
 
+void normalize_row(const NormJob& job) { normalize_row_generic(job); }
 void quantize_row(const RowJob& job) { quantize_row_generic(job); }
+void attention(const AttentionJob& job) { attention_generic(job); }
 
 }  // namespace
 
-const Kernels kAvx2Kernels = {Isa::kAvx2,   "avx2", layout,     decode_inside, tile_rows,
-                              quantize_row, decode, widen_half, int8_panel,    float_panel};
+Kernels avx2_kernels() {
+  return {"avx2", true,       layout,     decode_inside, tile_rows, normalize_row, quantize_row,
+          decode, widen_half, int8_panel, float_panel,   attention, nullptr};
+}
 
 }  // namespace ditpress

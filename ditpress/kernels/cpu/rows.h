@@ -1,7 +1,8 @@
-// Plain C++ steps for instruction sets without a version of their own, compiled once per including file with the
-// flags of that file (internal linkage, so the linker cannot mix them up).
+// Steps on one row in plain C++, for instruction sets without a version of their own; compiled once per including file
+// with the flags of that file (internal linkage, so the linker cannot mix them up).
 #pragma once
 
+#include <cmath>
 #include <cstring>
 
 #include "core.h"
@@ -61,22 +62,16 @@ inline void quantize_row_generic(const RowJob& job) {
   }
 }
 
-inline float half_to_float(uint16_t half) {
-  const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16, exponent = (half >> 10) & 31u;
-  const uint32_t mantissa = half & 0x3ffu;
-  uint32_t bits;
-  if (exponent == 0) {  // zero or subnormal: mantissa * 2**-24, exact in float
-    const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
-    std::memcpy(&bits, &magnitude, sizeof bits);
-    bits |= sign;
-  } else if (exponent == 31) {
-    bits = sign | kInfBits | (mantissa << 13);
-  } else {
-    bits = sign | ((exponent + 112u) << 23) | (mantissa << 13);
-  }
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
+inline float inverse_deviation(float variance, float epsilon) { return 1.0f / std::sqrt(variance + epsilon); }
+
+inline void normalize_row_generic(const NormJob& job) {
+  float sum = 0.0f, square = 0.0f;
+  for (int64_t i = 0; i < job.k; ++i) sum += job.x[i];
+  const float mean = sum / static_cast<float>(job.k);
+  for (int64_t i = 0; i < job.k; ++i) square += (job.x[i] - mean) * (job.x[i] - mean);
+  const float inverse = inverse_deviation(square / static_cast<float>(job.k), job.epsilon);
+  for (int64_t i = 0; i < job.k; ++i)
+    job.y[i] = (job.x[i] - mean) * inverse * (1.0f + job.modulation[i]) + job.shift[i];
 }
 
 }  // namespace

@@ -1,7 +1,14 @@
 // Plain C++: any CPU. Slow, exact, and the same bits as the others.
+#include "kernels.h"
+
 #include <cmath>
 
-#include "generic.h"
+#include "../attention.h"
+#include "../coding.h"
+#include "../epilogue.h"
+#include "../fold.h"
+#include "../half.h"
+#include "../rows.h"
 
 namespace ditpress {
 namespace {
@@ -14,12 +21,11 @@ Layout layout(Activation, bool) { return {kColumns, kVector, 0}; }
 bool decode_inside(Activation, int64_t) { return false; }
 int tile_rows(bool, bool) { return kRows; }
 
-void decode(const uint8_t* packed, uint8_t* bytes, int64_t count, const uint8_t* table) {
-  for (int64_t v = 0; v < count; v += 2 * kVector, packed += kVector, bytes += 2 * kVector)
-    for (int i = 0; i < kVector; ++i) {
-      bytes[i] = table[packed[i] & 15];
-      bytes[kVector + i] = table[packed[i] >> 4];
-    }
+void decode(const DecodeJob& job) {
+  const int in = unit_in(job.coding), out = unit_out(job.coding);
+  for (int64_t v = 0, unit = 0; v < job.vectors; v += out, ++unit)
+    decode_unit(job.coding, job.codes + unit * in * kVector, job.table, job.bytes + v * kVector, kVector);
+  if (job.fold) fold_generic(job.bytes, job.vectors, job.fold, layout(Activation::kInt8, false));
 }
 
 void widen_half(const uint16_t* half, float* out, int64_t count) {
@@ -45,7 +51,8 @@ void int8_tile(const Int8Job& job, int64_t row, int rows) {
   }
   for (int r = 0; r < rows; ++r)
     for (int n = 0; n < job.columns; ++n)
-      job.y[(row + r) * job.y_stride + n] = std::fma(f[r][n], job.row_scale[row + r], job.bias[n]);
+      job.y[(row + r) * job.y_stride + n] =
+          finish(job.epilogue, std::fma(f[r][n], job.row_scale[row + r], job.bias[n]), row + r, n);
 }
 
 void int8_panel(const Int8Job& job) {
@@ -68,15 +75,20 @@ void float_panel(const FloatJob& job) {
           acc[n] += x[0] * w[4 * n] + x[1] * w[4 * n + 1] + x[2] * w[4 * n + 2] + x[3] * w[4 * n + 3];
       for (int n = 0; n < kColumns; ++n) f[n] += acc[n] * job.scale[g * kColumns + n];
     }
-    for (int n = 0; n < job.columns; ++n) job.y[row * job.y_stride + n] = f[n] + job.bias[n];
+    for (int n = 0; n < job.columns; ++n) 
+      job.y[row * job.y_stride + n] = finish(job.epilogue, f[n] + job.bias[n], row, n);
   }
 }
 
+void normalize_row(const NormJob& job) { normalize_row_generic(job); }
 void quantize_row(const RowJob& job) { quantize_row_generic(job); }
+void attention(const AttentionJob& job) { attention_generic(job); }
 
 }  // namespace
 
-const Kernels kPortableKernels = {Isa::kPortable, "portable", layout,     decode_inside, tile_rows,
-                                  quantize_row,   decode,     widen_half, int8_panel,    float_panel};
+Kernels portable_kernels() {
+  return {"portable", false, layout,     decode_inside, tile_rows, normalize_row, quantize_row,
+          decode,     widen_half, int8_panel, float_panel,   attention, nullptr};
+}
 
 }  // namespace ditpress

@@ -1,0 +1,151 @@
+// AVX-512 with VNNI. vpdpbusd adds four products of unsigned bytes (weights + 128) and signed bytes (activations) to an
+// int32. The 128 too much per weight is taken back before the sum starts: accumulators begin at -128 * (sum of the
+// activations of the group), so neither zero points nor column sums are stored, whatever the codebook.
+#include "epilogue.h"
+#include "weights.h"
+
+namespace ditpress {
+namespace {
+
+using namespace avx512;
+
+// Four bytes of one row against all vectors. As an asm statement because gcc 12 otherwise moves or spills accumulators
+// inside the loop; the instructions are those of the intrinsics.
+template <int Vectors>
+DITPRESS_INLINE void row_step(const int8_t* a, const __m512i (&b)[Vectors], __m512i (&c)[Vectors]) {
+  static_assert(Vectors == 2 || Vectors == 4, "row_step is written for 2 and 4 vectors");
+  using Four = int8_t[4];
+  const Four& four = *reinterpret_cast<const Four*>(a);
+  __m512i value;
+  if constexpr (Vectors == 4) {
+    asm volatile(
+        "vpbroadcastd %[a], %[value]\n\t"
+        "vpdpbusd %[value], %[b0], %[c0]\n\t"
+        "vpdpbusd %[value], %[b1], %[c1]\n\t"
+        "vpdpbusd %[value], %[b2], %[c2]\n\t"
+        "vpdpbusd %[value], %[b3], %[c3]"
+        : [c0] "+v"(c[0]), [c1] "+v"(c[1]), [c2] "+v"(c[2]), [c3] "+v"(c[3]), [value] "=&v"(value)
+        : [b0] "v"(b[0]), [b1] "v"(b[1]), [b2] "v"(b[2]), [b3] "v"(b[3]), [a] "m"(four));
+  } else {
+    asm volatile(
+        "vpbroadcastd %[a], %[value]\n\t"
+        "vpdpbusd %[value], %[b0], %[c0]\n\t"
+        "vpdpbusd %[value], %[b1], %[c1]"
+        : [c0] "+v"(c[0]), [c1] "+v"(c[1]), [value] "=&v"(value)
+        : [b0] "v"(b[0]), [b1] "v"(b[1]), [a] "m"(four));
+  }
+}
+
+// acc += activations x weights over `chunks` chunks of 16 k.
+template <int Rows, int Vectors, bool Nibbles>
+DITPRESS_INLINE void multiply(const int8_t* a, const uint8_t* w, int64_t chunks, __m512i table,
+                              __m512i (&acc)[Rows][Vectors]) {
+  constexpr int kQuad = Vectors * kVector / (Nibbles ? 2 : 1);
+  const int8_t* const end = a + chunks * Rows * kChunk;
+  do {
+    DITPRESS_EACH(4, quad)
+      __m512i b[Vectors];
+      load_weights<Vectors, Nibbles>(w + quad * kQuad, table, b);
+      DITPRESS_EACH(Rows, r) row_step<Vectors>(a + r * kChunk + quad * 4, b, acc[r]); DITPRESS_END
+    DITPRESS_END
+    a += Rows * kChunk;
+    w += 4 * kQuad;
+  } while (a != end);
+}
+
+// The lines that the tile will write, and the residual that it will read, long before it gets there.
+template <int Rows, int Vectors, Finish How>
+DITPRESS_INLINE void fetch_ends(const Int8Job& job, int64_t row) {
+  for (int r = 0; r < Rows; ++r)
+    for (int v = 0; v < Vectors; ++v) {
+      __builtin_prefetch(job.y + (row + r) * job.y_stride + 16 * v, 1);
+      if constexpr (How == Finish::kGate)
+        __builtin_prefetch(job.epilogue.residual + (row + r) * job.epilogue.stride + 16 * v);
+    }
+}
+
+template <int Rows, int Vectors, bool Grouped, bool Nibbles, Finish How>
+__attribute__((noinline)) void int8_tile(const Int8Job& job, int64_t row) {
+  const int64_t chunks = job.group_chunks;
+  const int8_t* a = job.activations + row * job.groups * chunks * kChunk;
+  const uint8_t* w = job.weights;
+  const int32_t* start = job.start + row;
+  const __m512i table = Nibbles ? broadcast_table(job.table) : _mm512_setzero_si512();
+  const float* scale = job.scale;
+  fetch_ends<Rows, Vectors, How>(job, row);
+  __m512 f[Rows][Vectors];
+  if constexpr (Grouped) {
+    DITPRESS_EACH(Rows, r) DITPRESS_EACH(Vectors, v) f[r][v] = _mm512_setzero_ps(); DITPRESS_END DITPRESS_END
+  }
+  int64_t g = job.groups;
+  do {
+    __m512i acc[Rows][Vectors];
+    DITPRESS_EACH(Rows, r)
+      const __m512i first = _mm512_set1_epi32(start[r]);
+      DITPRESS_EACH(Vectors, v) acc[r][v] = first; DITPRESS_END
+    DITPRESS_END
+    multiply<Rows, Vectors, Nibbles>(a, w, chunks, table, acc);
+    DITPRESS_EACH(Vectors, v)
+      const __m512 s = _mm512_loadu_ps(scale + 16 * v);
+      DITPRESS_EACH(Rows, r)
+        const __m512 sum = _mm512_cvtepi32_ps(acc[r][v]);
+        if constexpr (Grouped) f[r][v] = _mm512_fmadd_ps(sum, s, f[r][v]);
+        else f[r][v] = _mm512_mul_ps(sum, s);
+      DITPRESS_END
+    DITPRESS_END
+    a += chunks * Rows * kChunk;
+    w += chunks * 4 * Vectors * kVector / (Nibbles ? 2 : 1);
+    scale += 16 * Vectors;
+    start += job.m;
+  } while (--g);
+  DITPRESS_EACH(Vectors, v)
+    const __mmask16 mask = first_lanes(job.columns - 16 * v);
+    const __m512 bias = _mm512_loadu_ps(job.bias + 16 * v);
+    DITPRESS_EACH(Rows, r)
+      __m512 y = _mm512_fmadd_ps(f[r][v], _mm512_set1_ps(job.row_scale[row + r]), bias);
+      if constexpr (How == Finish::kGelu) y = gelu(y);
+      if constexpr (How == Finish::kGate) y = finish_gate(job.epilogue, y, row + r, 16 * v, mask);
+      _mm512_mask_storeu_ps(job.y + (row + r) * job.y_stride + 16 * v, mask, y);
+    DITPRESS_END
+  DITPRESS_END
+}
+
+template <int MaxRows, int Vectors, bool Grouped, bool Nibbles, Finish How>
+void int8_tiles(const Int8Job& job) {
+  // The codes of the next panel come into the second-level cache a little with every tile.
+  const int64_t count = job.last_tile - job.first_tile;
+  const int64_t lines = job.next ? (job.next_bytes + 63) / 64 : 0;
+  for (int64_t t = job.first_tile; t < job.last_tile; ++t) {
+    const int64_t done = t - job.first_tile;
+    for (int64_t line = tile_row(lines, count, done); line < tile_row(lines, count, done + 1); ++line)
+      _mm_prefetch(reinterpret_cast<const char*>(job.next + line * 64), _MM_HINT_T1);
+    const int64_t row = tile_row(job.m, job.tiles, t);
+    const int64_t rows = tile_row(job.m, job.tiles, t + 1) - row;
+    DITPRESS_EACH(MaxRows, i)
+      if (rows == i + 1) int8_tile<i + 1, Vectors, Grouped, Nibbles, How>(job, row);
+    DITPRESS_END
+  }
+}
+
+template <int MaxRows, int Vectors, bool Grouped, bool Nibbles>
+void finish_int8(const Int8Job& job) {
+  switch (finish_of(job.epilogue)) {
+    case Finish::kGelu: return int8_tiles<MaxRows, Vectors, Grouped, Nibbles, Finish::kGelu>(job);
+    case Finish::kGate: return int8_tiles<MaxRows, Vectors, Grouped, Nibbles, Finish::kGate>(job);
+    default: return int8_tiles<MaxRows, Vectors, Grouped, Nibbles, Finish::kStore>(job);
+  }
+}
+
+}  // namespace
+
+void avx512::int8_panel(const Int8Job& job) {
+  if (job.groups == 1) {
+    if (job.nibbles) finish_int8<kChannelRows, kChannelVectors, false, true>(job);
+    else finish_int8<kChannelRows, kChannelVectors, false, false>(job);
+  } else {
+    if (job.nibbles) finish_int8<kGroupNibbleRows, kGroupVectors, true, true>(job);
+    else finish_int8<kGroupRows, kGroupVectors, true, false>(job);
+  }
+}
+
+}  // namespace ditpress

@@ -1,0 +1,154 @@
+#include "linear.h"
+
+#include <numeric>
+
+#include "../isa.h"
+#include "../pages.h"
+
+namespace ditpress::ort {
+
+LinearOp::LinearOp(const char* name_, int entries_, int vector_length_, Activation activation_, Element scale_)
+    : CustomOp{}, op_name(name_), entries(entries_), vector_length(vector_length_), activation(activation_),
+      scale(scale_) {
+  describe<LinearOp, LinearKernel>(*this);
+  input_count = [](const CustomOp*) -> size_t { return 6; };
+  input_type = [](const CustomOp* op, size_t i) {
+    switch (i) {
+      case 1: return Element::kUInt8;
+      case 2: return static_cast<const LinearOp*>(op)->scale;
+      case 3: return Element::kInt8;
+      default: return Element::kFloat;
+    }
+  };
+  input_presence = [](const CustomOp*, size_t i) { return i < 5 ? Presence::kRequired : Presence::kVariadic; };
+  variadic_input_min = [](const CustomOp*) { return 0; };
+  output_count = [](const CustomOp*) -> size_t { return 1; };
+  output_presence = [](const CustomOp*, size_t) { return Presence::kVariadic; };
+  variadic_output_min = [](const CustomOp*) { return 1; };
+}
+
+LinearKernel::LinearKernel(const LinearOp& op, const Api& api_, const KernelInfo* info)
+    : Node(op.op_name, api_, info),
+      op_(op),
+      n_(int_attribute(info, "N", 0)),
+      k_(int_attribute(info, "K", 0)),
+      group_(int_attribute(info, "group_size", 0)),
+      fold_scales_(int_attribute(info, "fold_scales", 0) != 0),
+      splits_(ints_attribute(info, "splits")),
+      kernels_(default_kernels()) {
+  if (n_ < 1 || k_ < 1) fail("N=" + std::to_string(n_) + ", K=" + std::to_string(k_) + ", expected both >= 1");
+  if (group_ < 1 || k_ % group_)
+    fail("group_size=" + std::to_string(group_) + ", expected a divisor of K=" + std::to_string(k_));
+  const std::string prologue = text_attribute(info, "prologue"), epilogue = text_attribute(info, "epilogue");
+  norm_ = prologue == "layer_norm_modulate";
+  if (norm_) epsilon_ = float_attribute(info, "epsilon", 1e-5f);
+  gelu_ = epilogue == "gelu_tanh";
+  gate_ = epilogue == "gate_residual";
+  if (!norm_ && !prologue.empty()) fail("prologue '" + prologue + "' is unknown, expected layer_norm_modulate");
+  if (!gelu_ && !gate_ && !epilogue.empty())
+    fail("epilogue '" + epilogue + "' is unknown, expected gelu_tanh or gate_residual");
+  if (norm_ && op.activation != Activation::kInt8) fail("layer_norm_modulate goes with int8 activations only");
+  if (splits_.empty()) splits_ = {n_};
+  for (size_t i = 0; i < splits_.size(); ++i)
+    if (splits_[i] < 1 || (i + 1 < splits_.size() && splits_[i] % 64))
+      fail("splits " + text(splits_) + ", expected multiples of 64 before the last");
+  if (std::accumulate(splits_.begin(), splits_.end(), int64_t{0}) != n_)
+    fail("splits " + text(splits_) + " do not add up to N=" + std::to_string(n_));
+  if (gate_ && splits_.size() > 1) fail("gate_residual goes with one output, not with splits");
+
+  const Value* inputs[kExtra] = {};
+  bool constant[kExtra] = {};
+  for (size_t i = kCodes; i < kExtra; ++i) {
+    int is_constant = 0;
+    check(api.constant_input(info, i, &is_constant, &inputs[i]));
+    constant[i] = is_constant != 0;
+  }
+  if (constant[kBias]) {
+    expect(inputs[kBias], "bias", {n_});
+    bias_checked_ = true;
+  }
+  if (constant[kCodes] && constant[kScale] && constant[kCodebook]) {
+    const WeightSource weight = source(inputs);
+    weight_ = std::make_unique<Weight>(weight, *kernels_);
+    const int64_t row = code_bytes(k_ / op_.vector_length, op_.entries);
+    drop_file_pages(weight.codes, static_cast<size_t>(n_ * row));
+  }
+}
+
+WeightSource LinearKernel::source(const Value* const (&inputs)[kExtra]) const {
+  const int64_t groups = k_ / group_, d = op_.vector_length;
+  if (k_ % d) fail("K=" + std::to_string(k_) + ", expected a multiple of the vector length " + std::to_string(d));
+  expect(inputs[kCodes], "codes", {n_, code_bytes(k_ / d, op_.entries)});
+  expect(inputs[kScale], "scale", {n_, groups});
+  expect(inputs[kCodebook], "codebook", {op_.entries * d});
+  WeightSource result;
+  result.codes = data_of<const uint8_t>(api, inputs[kCodes]);
+  result.n = n_;
+  result.k = k_;
+  result.entries = op_.entries;
+  result.vector_length = op_.vector_length;
+  result.codebook = data_of<const int8_t>(api, inputs[kCodebook]);
+  result.scale = data_of<const void>(api, inputs[kScale]);
+  result.scale_is_half = op_.scale == Element::kFloat16;
+  result.groups = groups;
+  result.activation = op_.activation;
+  result.fold_scales = fold_scales_;
+  return result;
+}
+
+void LinearKernel::compute(KernelContext* context) {
+  constexpr size_t kMost = kExtra + 4;
+  const size_t wanted = kExtra + (norm_ ? 2 : 0) + (gate_ ? 2 : 0);
+  size_t given = 0, outputs = 0;
+  check(api.input_count(context, &given));
+  check(api.output_count(context, &outputs));
+  if (given != wanted) fail(std::to_string(given) + " inputs, expected " + std::to_string(wanted));
+  if (outputs != splits_.size())
+    fail(std::to_string(outputs) + " outputs, expected " + std::to_string(splits_.size()));
+  const Value* inputs[kMost] = {};
+  for (size_t i = 0; i < given; ++i) check(api.input(context, i, &inputs[i]));
+  if (!bias_checked_) expect(inputs[kBias], "bias", {n_});
+  std::unique_ptr<Weight> packed;
+  if (!weight_) {
+    const Value* const weight[kExtra] = {inputs[0], inputs[1], inputs[2], inputs[3], inputs[4]};
+    packed = std::make_unique<Weight>(source(weight), *kernels_);
+  }
+
+  Shape shape = shape_of(api, inputs[kX]);
+  LinearCall call = {};
+  call.m = expect_rows(inputs[kX], "x", k_);
+  call.x = data_of<const float>(api, inputs[kX]);
+  call.bias = data_of<const float>(api, inputs[kBias]);
+  size_t next = kExtra;
+  if (norm_) {
+    call.prologue_rows = expect_rows(inputs[next], "shift", k_);
+    if (expect_rows(inputs[next + 1], "modulation", k_) != call.prologue_rows)
+      fail("shift and modulation have different numbers of rows");
+    call.shift = data_of<const float>(api, inputs[next++]);
+    call.modulation = data_of<const float>(api, inputs[next++]);
+    call.epsilon = epsilon_;
+  }
+  call.gelu = gelu_;
+  if (gate_) {
+    call.gate_rows = expect_rows(inputs[next], "gate", n_);
+    if (expect_rows(inputs[next + 1], "residual", n_) != call.m) fail("residual and x have different numbers of rows");
+    call.gate = data_of<const float>(api, inputs[next++]);
+    call.residual = data_of<const float>(api, inputs[next++]);
+  }
+  std::vector<float*> y(outputs);
+  for (size_t i = 0; i < outputs; ++i) {
+    shape.back() = splits_[i];
+    Value* value = nullptr;
+    check(api.output(context, i, shape.data(), shape.size(), &value));
+    y[i] = data_of<float>(api, value);
+  }
+  if (call.m == 0) return;
+  call.y = y.data();
+  call.columns = splits_.data();
+  call.outputs = static_cast<int>(outputs);
+  Host host{api, context};
+  (weight_ ? *weight_ : *packed).run(call, host.pool());
+  host.finish();
+}
+
+}  // namespace ditpress::ort

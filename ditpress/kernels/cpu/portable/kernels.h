@@ -1,0 +1,10 @@
+#pragma once
+
+#include "../core.h"
+
+namespace ditpress {
+
+// For any CPU.
+Kernels portable_kernels();
+
+}  // namespace ditpress
