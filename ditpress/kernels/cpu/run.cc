@@ -12,6 +12,8 @@ namespace {
 constexpr int64_t kBlockBytes = int64_t{12} << 20;
 constexpr int64_t kBlockRows = 256;  // but never less: every block decodes the panels again
 
+constexpr int64_t kWorkspace = int64_t{2} << 20;  // the least that comes in huge pages
+
 // Kept per thread from call to call: fresh pages for every call would cost more than some of the calls.
 struct Workspace {
   Buffer<int8_t> activations;
@@ -139,7 +141,7 @@ void Weight::run_int8(const Block& block, const Pool& pool) const {
   const int64_t row_groups = one_row ? 1 : groups_;
 
   Workspace& space = t_workspace;
-  space.activations.reserve(m * padded_k_);
+  space.activations.reserve(std::max(m * padded_k_, kWorkspace));
   space.row_scale.reserve(m);
   space.start.reserve(m * row_groups);
   int8_t* const activations = space.activations.data();

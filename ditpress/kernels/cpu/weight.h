@@ -60,7 +60,9 @@ class Weight {
 
   int64_t n() const { return n_; }
   int64_t k() const { return k_; }
-  int64_t bytes() const { return panels_.bytes() + scale_.bytes() + scale_half_.bytes() + fold_.bytes(); }
+  int64_t bytes() const {
+    return static_cast<int64_t>(panels_.bytes() + scale_.bytes() + scale_half_.bytes() + fold_.bytes());
+  }
 
  private:
   struct Panel;
