@@ -73,12 +73,12 @@ Weight::Weight(const WeightSource& source, const Kernels& kernels)
   if (groups_ < 1 || k_ % groups_)
     throw std::invalid_argument(std::to_string(groups_) + " groups do not divide K=" + std::to_string(k_));
   group_ = k_ / groups_;
-  const bool int8 = activation_ == Activation::kInt8, folded = int8 && source.fold_scales && groups_ > 1;
+  const bool folded = activation_ == Activation::kInt8 && source.fold_scales && groups_ > 1;
   compute_groups_ = folded ? 1 : groups_;
-  if (int8 && k_ / compute_groups_ > (1 << 17))
+  if (k_ / compute_groups_ > (1 << 17))
     throw std::invalid_argument("a group of " + std::to_string(k_ / compute_groups_) +
                                 " weights can overflow int32 sums");
-  layout_ = kernels.layout(activation_, compute_groups_ > 1);
+  layout_ = kernels.layout(compute_groups_ > 1);
   padded_group_ = (group_ + kChunk - 1) / kChunk * kChunk;
   padded_k_ = groups_ * padded_group_;
   choose_coding(source);

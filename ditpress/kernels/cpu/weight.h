@@ -21,7 +21,7 @@ struct WeightSource {
   bool scale_is_half;
   int64_t groups;           // a divisor of k
   Activation activation;
-  bool fold_scales;         // with int8 activations and groups: see fold.cc
+  bool fold_scales;         // with int8 activations and groups: see pack_scale
 };
 
 // Bytes of `count` codes of a codebook of `entries`, or 0 for a number of entries that does not exist.
@@ -71,8 +71,8 @@ class Weight {
   void pack_table(const WeightSource& source);
   void pack_panels(const WeightSource& source);
   void pack_scale(const WeightSource& source);
-  void run_int8(const Block& block, const Pool& pool) const;
-  void run_float(const Block& block, const Pool& pool) const;
+  void run_block(const Block& block, const Pool& pool) const;
+  void pack_row(const Block& block, int64_t row, int8_t* q, int64_t q_stride, float* scale, int32_t* start) const;
   Panel prepare(int64_t panel, bool nibbles, const float* bias) const;
 
   const Kernels& kernels_;

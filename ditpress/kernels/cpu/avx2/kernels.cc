@@ -18,10 +18,10 @@ namespace {
 constexpr int kVectors = 2;
 constexpr int kColumns = 8 * kVectors;
 constexpr int kVector = 32;
-constexpr int kRows = 4;
+constexpr int kRows = 3;  // whole rows of weight-only layers, which are three int8 rows
 
-Layout layout(Activation, bool) { return {kColumns, kVector, 0}; }
-bool decode_inside(Activation, int64_t) { return false; }
+Layout layout(bool) { return {kColumns, kVector, 0}; }
+bool decode_inside(int64_t) { return false; }
 int tile_rows(bool, bool) { return kRows; }
 
 __m256i load(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
@@ -43,7 +43,7 @@ void decode(const DecodeJob& job) {
     for (int64_t v = 0, unit = 0; v < job.vectors; v += out, ++unit)
       decode_unit(job.coding, job.codes + unit * in * kVector, job.table, job.bytes + v * kVector, kVector);
   }
-  if (job.fold) fold_generic(job.bytes, job.vectors, job.fold, layout(Activation::kInt8, false));
+  if (job.fold) fold_generic(job.bytes, job.vectors, job.fold, layout(false));
 }
 
 void widen_half(const uint16_t* half, float* out, int64_t count) {
@@ -106,65 +106,39 @@ void int8_tile(const Int8Job& job, int64_t row) {
 
 void int8_panel(const Int8Job& job) {
   for (int64_t t = job.first_tile; t < job.last_tile; ++t) {
-    const int64_t row = tile_row(job.m, job.tiles, t);
-    switch (tile_row(job.m, job.tiles, t + 1) - row) {
+    const int64_t row = tile_row(job, t);
+    switch (tile_row(job, t + 1) - row) {
       case 1: int8_tile<1>(job, row); break;
       case 2: int8_tile<2>(job, row); break;
-      case 3: int8_tile<3>(job, row); break;
       default: int8_tile<kRows>(job, row); break;
     }
   }
 }
 
-template <int Rows>
-void float_tile(const FloatJob& job, int64_t row) {
-  const int64_t padded_k = job.groups * job.group_chunks * kChunk;
-  const float* x = job.x + row * padded_k;
-  const uint8_t* w = job.weights;
-  __m256 f[Rows][kVectors];
-  for (int r = 0; r < Rows; ++r)
-    for (int v = 0; v < kVectors; ++v) f[r][v] = _mm256_setzero_ps();
-  for (int64_t g = 0; g < job.groups; ++g) {
-    __m256 acc[Rows][kVectors];
-    for (int r = 0; r < Rows; ++r)
-      for (int v = 0; v < kVectors; ++v) acc[r][v] = _mm256_setzero_ps();
-    for (int64_t quad = 0; quad < job.group_chunks * 4; ++quad, x += 4, w += kVectors * kVector)
-      for (int i = 0; i < 4; ++i) {
-        const __m128i left = _mm_cvtsi32_si128(24 - 8 * i);
-        for (int v = 0; v < kVectors; ++v) {
-          // byte i of every dword, sign extended
-          const __m256i value = _mm256_srai_epi32(_mm256_sll_epi32(load(w + v * kVector), left), 24);
-          const __m256 weight = _mm256_cvtepi32_ps(value);
-          for (int r = 0; r < Rows; ++r)
-            acc[r][v] = _mm256_fmadd_ps(_mm256_set1_ps(x[r * padded_k + i]), weight, acc[r][v]);
-        }
-      }
-    for (int v = 0; v < kVectors; ++v) {
-      const __m256 scale = _mm256_loadu_ps(job.scale + g * kColumns + 8 * v);
-      for (int r = 0; r < Rows; ++r) f[r][v] = _mm256_fmadd_ps(acc[r][v], scale, f[r][v]);
-    }
-  }
-  for (int r = 0; r < Rows; ++r) {
-    for (int v = 0; v < kVectors; ++v) f[r][v] = _mm256_add_ps(f[r][v], _mm256_loadu_ps(job.bias + 8 * v));
-    store_row(job.epilogue, job.y + (row + r) * job.y_stride, f[r], row + r, job.columns);
-  }
-}
-
-void float_panel(const FloatJob& job) {
-  int64_t row = 0;
-  for (; row + kRows <= job.m; row += kRows) float_tile<kRows>(job, row);
-  for (; row < job.m; ++row) float_tile<1>(job, row);
-}
-
+void sum_row(const SumJob& job) { sum_row_generic(job); }
 void normalize_row(const NormJob& job) { normalize_row_generic(job); }
 void quantize_row(const RowJob& job) { quantize_row_generic(job); }
+void residual_row(const ResidualJob& job) { residual_row_generic(job); }
 void attention(const AttentionJob& job) { attention_generic(job); }
 
 }  // namespace
 
 Kernels avx2_kernels() {
-  return {"avx2", true,       layout,     decode_inside, tile_rows, normalize_row, quantize_row,
-          decode, widen_half, int8_panel, float_panel,   attention, nullptr};
+  Kernels kernels = {};
+  kernels.name = "avx2";
+  kernels.accelerated = true;
+  kernels.layout = layout;
+  kernels.decode_inside = decode_inside;
+  kernels.tile_rows = tile_rows;
+  kernels.normalize_row = normalize_row;
+  kernels.quantize_row = quantize_row;
+  kernels.residual_row = residual_row;
+  kernels.decode = decode;
+  kernels.widen_half = widen_half;
+  kernels.int8_panel = int8_panel;
+  kernels.sum_row = sum_row;
+  kernels.attention = attention;
+  return kernels;
 }
 
 }  // namespace ditpress

@@ -37,9 +37,5 @@ DITPRESS_INLINE __m512 finish_gate(const Epilogue& e, __m512 y, int64_t r, int c
   return _mm512_fmadd_ps(gate, y, _mm512_maskz_loadu_ps(mask, e.residual + r * e.stride + column));
 }
 
-DITPRESS_INLINE __m512 finish(const Epilogue& e, __m512 y, int64_t r, int column, __mmask16 mask) {
-  return e.gelu ? gelu(y) : e.gate ? finish_gate(e, y, r, column, mask) : y;
-}
-
 }  // namespace
 }  // namespace ditpress

@@ -100,6 +100,8 @@ void avx512::quantize_row(const RowJob& job) {
   }
 }
 
+void avx512::residual_row(const ResidualJob& job) { residual_row_generic(job); }
+
 void avx512::widen_half(const uint16_t* half, float* out, int64_t count) {
   blocks(count, [&](int64_t i, __mmask16 mask, auto) __attribute__((always_inline)) {
     _mm512_mask_storeu_ps(out + i, mask, _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, half + i)));
