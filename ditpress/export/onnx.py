@@ -27,7 +27,7 @@ from torch import nn
 import ditpress.kernels.qlinear  # noqa: F401  (declares torch.ops.ditpress.qlinear)
 from ditpress.errors import InputError, StageError
 from ditpress.export.fixes import name_batch, repair, simplify, strip_metadata
-from ditpress.export.functions import DOMAIN, KINDS, OPSET, Kind, attach_functions, name_nodes
+from ditpress.export.functions import DOMAIN, KINDS, OPSET, Kind, attach_functions, kind_of, name_nodes
 from ditpress.export.inputs import OUTPUT_NAME, Keywords, Signature
 from ditpress.export.openloop import compare_pieces, int8_nodes
 from ditpress.export.parity import Parity, compare
@@ -157,6 +157,17 @@ def inline_functions(model: ir.Model) -> None:
     strip_metadata(model)
 
 
+_ATTRIBUTES = {
+    "N": "INT",
+    "K": "INT",
+    "group_size": "INT",
+    "fold_scales": "INT",
+    "prologue": "STRING",
+    "epsilon": "FLOAT",
+    "epilogue": "STRING",
+}
+
+
 def _schema(kind: Kind) -> onnx.defs.OpSchema:
     schema = onnx.defs.OpSchema
     value = schema.FormalParameter
@@ -179,8 +190,8 @@ def _schema(kind: Kind) -> onnx.defs.OpSchema:
             ("E", ["tensor(int8)"], ""),
         ],
         attributes=[
-            schema.Attribute(name, schema.AttrType.INT, "", required=True)
-            for name in ("N", "K", "group_size")
+            schema.Attribute(name, getattr(schema.AttrType, type_), "", required=True)
+            for name, type_ in _ATTRIBUTES.items()
         ],
     )
 
@@ -191,16 +202,12 @@ _OPS = {
 }
 
 
-def _translate(x: Any, codes: Any, scale: Any, codebook: Any, bias: Any, activation: str) -> Any:
+def _translate(
+    x: Any, codes: Any, scale: Any, codebook: Any, bias: Any, activation: str, fold_scales: bool = False
+) -> Any:
     """``torch.ops.ditpress.qlinear`` as one ONNX node; the lengths become attributes."""
-    entries, vector_length = (int(length) for length in codebook.shape)
-    bits = entries.bit_length() - 1
-    kind = Kind(bits, activation == "int8")
-    if kind.name not in KINDS or vector_length != 1:
-        raise InputError(
-            f"no ONNX node for codes of {bits} bits and vectors of {vector_length}: expected 4 or 8, and 1"
-        )
-    out_features, in_features = int(codes.shape[0]), int(codes.shape[1]) * 8 // bits
+    kind = kind_of(int(codebook.shape[0]), int(codebook.shape[1]), activation == "int8")
+    out_features, in_features = int(codes.shape[0]), int(x.shape[-1])
     if bias is None:
         bias = _constant(np.zeros(out_features, np.float32))
     flat = onnxscript.opset20.Reshape(codebook, _constant(np.array([-1], np.int64)))
@@ -213,6 +220,10 @@ def _translate(x: Any, codes: Any, scale: Any, codebook: Any, bias: Any, activat
         N=out_features,
         K=in_features,
         group_size=in_features // int(scale.shape[1]),
+        fold_scales=int(fold_scales),
+        prologue="",
+        epsilon=0.0,
+        epilogue="",
     )
 
 

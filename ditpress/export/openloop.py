@@ -30,7 +30,11 @@ from ditpress.export.session import onnx_session, run_session_outputs
 
 def int8_nodes(model: ir.Model) -> list[ir.Node]:
     """The nodes that round their input to int8, in the order of the graph."""
-    return [node for node in model.graph if node.domain == DOMAIN and KINDS[node.op_type].int8_activations]
+    return [
+        node
+        for node in model.graph
+        if node.domain == DOMAIN and node.op_type in KINDS and KINDS[node.op_type].int8_activations
+    ]
 
 
 def compare_pieces(
