@@ -186,7 +186,6 @@ _SIX_BITS = """
     zero = Constant <value_int = 0> ()
     step_one = Constant <value_int = 1> ()
     two = Constant <value_int = 2> ()
-    k_scalar = Constant <value_int: int = @K> ()
     count = Div (k_scalar, two)
     places = Range (zero, count, step_one)
     six = Constant <value_int = 6> ()
