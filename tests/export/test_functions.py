@@ -44,6 +44,10 @@ def model_of(kind, in_features, group, arrays, rank):
         N=arrays["codes"].shape[0],
         K=in_features,
         group_size=group,
+        fold_scales=0,
+        prologue="",
+        epsilon=0.0,
+        epilogue="",
     )
     lead = [f"d{i}" for i in range(rank - 1)]
     graph = helper.make_graph(
