@@ -59,7 +59,7 @@ def fuse_attention(graph: ir.Graph) -> int:
         attention = ir.node(
             ATTENTION,
             rows if found.mask is None else [*rows, found.mask],
-            {"num_heads": dims[1], "scale": found.scale, "bf16": 0},
+            {"num_heads": dims[1], "scale": found.scale, "bf16": 1},
             domain=DOMAIN,
             name=f"{found.result.name}.attention",
         )
