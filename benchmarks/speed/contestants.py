@@ -56,7 +56,7 @@ def _openvino(
             "openvino",
             artifact,
             options=(("INFERENCE_PRECISION_HINT", precision), *dynamic),
-            variant=f"{tag}{precision}",
+            variant=f"{tag}{precision}" if len(precisions) > 1 else "",
         )
         for precision in precisions
     ]

@@ -1,7 +1,7 @@
 """A loaded model in each of the engines, as a function of nothing.
 
-An engine has ``load(case)`` and ``step(case)``, which returns what the worker times. Inputs and outputs lie in
-fixed buffers: what is timed is the model, not the host.
+An engine has ``load(case)`` and ``step(case)``, which returns what the worker times. Inputs and outputs lie
+in fixed buffers: what is timed is the model, not the host.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import signal
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,7 +70,7 @@ def available_bytes() -> int:
 
 
 def busy_seconds() -> float:
-    """Seconds that all cores together were busy since the machine started; 0 where the system does not say."""
+    """Seconds that all cores together were busy since the start; 0 where the system does not say."""
     with contextlib.suppress(OSError, IndexError):
         fields = Path("/proc/stat").read_text(encoding="utf-8").splitlines()[0].split()[1:]
         user, nice, system, _idle, _wait, irq, softirq, steal = map(int, fields[:8])
@@ -77,7 +79,7 @@ def busy_seconds() -> float:
 
 
 def in_own_group(work: Callable[[str], int]) -> int:
-    """Run ``work`` in a session of its own, its scheduler group weighted above all others where that is allowed.
+    """Run ``work`` in a session of its own, its scheduler group weighted above others where that is allowed.
 
     Linux shares the cores between the groups of sessions ("autogroups"), not between processes: a busy
     process elsewhere takes half of them whatever its nice value. ``work`` gets a sentence that says what was
@@ -87,11 +89,12 @@ def in_own_group(work: Callable[[str], int]) -> int:
         return work("not in a scheduler group of its own: this system has no autogroups")
     child = os.fork()
     if child:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # the terminal reaches us, not the other session
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(child, 15)
+                os.killpg(child, signal.SIGTERM)
             os.waitpid(child, 0)
             return 130
     os.setsid()
@@ -108,7 +111,5 @@ def in_own_group(work: Callable[[str], int]) -> int:
         if isinstance(error.code, str):
             print(error.code, flush=True)
     except BaseException:
-        import traceback
-
         traceback.print_exc()
     os._exit(status)

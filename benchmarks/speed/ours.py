@@ -1,7 +1,7 @@
 """What ditpress makes of a workload: linears with random codes, exported.
 
-Speed does not depend on what the codes are, and for some formats no quantizer of this package makes them. Which
-layers become low-bit, and which stay, is what the built-in recipes say.
+Speed does not depend on what the codes are, and for some formats no quantizer of this package makes them.
+Which layers become low-bit, and which stay, is what the built-in recipes say.
 """
 
 from __future__ import annotations

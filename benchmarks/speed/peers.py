@@ -54,7 +54,7 @@ def _matmul_nbits(source: Path, target: Path) -> None:
 
 
 def _with_matmul(source: Path) -> Any:
-    """The model with MatMul and Add for Gemm, which the modulation linears are: both quantizers know MatMul."""
+    """The model with MatMul and Add for Gemm, as the modulation linears are: both quantizers know MatMul."""
     import onnx
     from onnxruntime.quantization.onnx_model import ONNXModel
 

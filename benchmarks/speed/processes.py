@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import select
 import subprocess
 import sys
@@ -44,7 +46,7 @@ class Lines:
     """A process that answers each line with a line. Used in a ``with``, it is gone afterwards."""
 
     def __init__(self, command: Sequence[str], threads: int = 1) -> None:
-        self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+        self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
             list(command),
             stdin=subprocess.PIPE,
@@ -77,10 +79,8 @@ class Lines:
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._stderr):
             if stream is not None:
-                try:
+                with contextlib.suppress(OSError):  # a line that the dead process never read
                     stream.close()
-                except OSError:
-                    pass  # a line that the dead process never read
 
     def __enter__(self) -> Lines:
         return self
@@ -130,4 +130,5 @@ def reason(stderr: str, status: int) -> str:
     if status < 0:
         return f"killed by signal {-status}" + (" (out of memory?)" if status == -9 else "")
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    return lines[-1] if lines else f"exit status {status}"
+    last = lines[-1] if lines else f"exit status {status}"
+    return re.sub(r"^[\w.]+\.(?=\w+(Error|Exception)\b)", "", last)  # without the module of the exception

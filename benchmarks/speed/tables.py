@@ -105,10 +105,10 @@ def conditions(results: Results) -> list[str]:
         + ", ".join(f"{name} {version}" for name, version in versions.items())
         + ".",
         "",
-        "Every contestant is a process with its model loaded; in each round they run in turn while the others "
-        f"sleep, {results.conditions['scheduling']}. Times are medians over the rounds, a ratio is the median of "
-        "the ratios inside each round. All start from one fp32 ONNX file of one model with random weights; of "
-        "OpenVINO's settings the faster one is shown.",
+        "Every contestant is a process with its model loaded; in each round they run in turn while the "
+        f"others sleep, {results.conditions['scheduling']}. Times are medians over the rounds, a ratio is "
+        "the median of the ratios inside each round. All start from one fp32 ONNX file of one model with "
+        "random weights; of OpenVINO's settings the faster one is shown.",
     ]
     for threads in (1, 2):
         peak, read = results.peak(threads), results.bandwidth(threads)
@@ -141,8 +141,8 @@ def full_report(results: Results) -> list[str]:
         others = entry["others"]
         lines += [
             "",
-            f"{entry['when']}; cores busy for other programs meanwhile: {others['median']:.2f} in the median, "
-            f"{others['most']:.2f} at most.",
+            f"{entry['when']}; cores busy for other programs meanwhile: {others['median']:.2f} in the "
+            f"median, {others['most']:.2f} at most.",
         ]
     return lines
 
