@@ -56,7 +56,7 @@ def _against(peer: str, limit: float, label: str) -> Bound:
     def value(results: Results) -> float | None:
         entry = results.entry("dit-xl-256", 2)
         found = None if entry is None else ours_to(entry, peer)
-        return found and found.median
+        return None if found is None else found.median
 
     return Bound(f"DiT-XL/2 256×256: W4A8 / {label}", limit, value)
 
@@ -65,7 +65,7 @@ def _beside(name: str, label: str) -> Bound:
     def value(results: Results) -> float | None:
         entry = results.entry("dit-xl-256", 2)
         found = None if entry is None else to_ours(entry, name)
-        return found and found.median
+        return None if found is None else found.median
 
     return Bound(f"DiT-XL/2 256×256: {label} / W4A8", 1.05, value)
 
@@ -108,7 +108,7 @@ def _memory(results: Results) -> float | None:
 def _two_threads(results: Results) -> float | None:
     entry = results.entry("dit-xl-256", 2)
     found = None if entry is None else to_ours(entry, OURS + ONE_THREAD)
-    return found and found.median
+    return None if found is None else found.median
 
 
 BOUNDS: tuple[Bound, ...] = (

@@ -6,6 +6,7 @@ in fixed buffers: what is timed is the model, not the host.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,17 @@ class Engine:
         """The arrays of one call by name."""
         return dict(np.load(Path(self.job["inputs"]) / f"{case}.npz"))
 
+    def loaded(self) -> None:
+        """Called once, after the last ``load``."""
+
     def file(self, model: str, suffix: str) -> Path:
         return Path(self.job["artifact"]) / model / f"model.{suffix}"
+
+
+def pin_this_thread(cpu: int) -> None:
+    """Keep the calling thread on one CPU: two threads of a pool must not wait for each other on the same."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {cpu})
 
 
 class OnnxRuntime(Engine):
@@ -53,11 +63,17 @@ class OnnxRuntime(Engine):
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        if self.threads > 1:  # the calling thread is the first; ONNX Runtime counts processors from one
+            others = ";".join(str(cpu + 1) for cpu in self.job["cpus"][1 : self.threads])
+            options.add_session_config_entry("session.intra_op_thread_affinities", others)
         if self.job["library"]:
             options.register_custom_ops_library(self.job["library"])
         self.sessions[model] = self.ort.InferenceSession(
             str(self.file(model, "onnx")), options, providers=["CPUExecutionProvider"]
         )
+
+    def loaded(self) -> None:
+        pin_this_thread(self.job["cpus"][0])
 
     def step(self, case: str) -> Callable[[], Any]:
         session = self.sessions[split_case(case)[0]]
@@ -96,6 +112,7 @@ class OpenVino(Engine):
             "INFERENCE_NUM_THREADS": str(self.threads),
             "NUM_STREAMS": "1",
             "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": "YES",
             **dict(self.job["options"]),
         }
         self.compiled[case] = self.core.compile_model(graph, "CPU", properties)
@@ -118,7 +135,7 @@ class OpenVino(Engine):
 
 
 class Torch(Engine):
-    """PyTorch, eager, on the model that ``models`` builds."""
+    """PyTorch, eager, on the model that ``models`` builds. Its environment pins its threads."""
 
     def __init__(self, job: dict[str, Any]) -> None:
         super().__init__(job)

@@ -108,7 +108,7 @@ def _sd3(generator: torch.Generator) -> tuple[nn.Module, dict[str, Any]]:
         joint_attention_dim=4096,
         caption_projection_dim=1536,
         pooled_projection_dim=2048,
-        pos_embed_max_size=192,
+        pos_embed_max_size=64,  # enough for this size; the table of 192 is most of the file
     )
     call = {
         "hidden_states": torch.randn(BATCH, 16, 64, 64, generator=generator),

@@ -53,7 +53,7 @@ def compress(model: nn.Module, name: str) -> nn.Module:
     """Replace the linears of ``model`` by low-bit ones in ``FORMATS[name]``, in place."""
     layer = FORMATS[name]
     if isinstance(model, OneLinear):
-        model.linear = random_code_linear(model.linear, layer, "int8")
+        replace_module(model, model.linear, random_code_linear(model.linear, layer, "int8"))
         return model
     for path, role in anatomy_of(model).linears(model).items():
         linear = model.get_submodule(path)

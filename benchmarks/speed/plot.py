@@ -45,10 +45,10 @@ def draw(results: Results, path: Path) -> bool:
         for axis, (title, bars) in zip(axes[:, 0], panels, strict=True):
             names = [label for _, label, _ in bars]
             colours = [OURS if ours else PEERS for _, _, ours in bars]
-            axis.barh(range(len(bars)), [time for time, _, _ in bars], color=colours, height=0.72)
-            for row, (time, _, ours) in enumerate(bars):
+            axis.barh(range(len(bars)), [length for length, _, _ in bars], color=colours, height=0.72)
+            for row, (length, _, ours) in enumerate(bars):
                 weight = "bold" if ours else "normal"
-                axis.text(time, row, f"  {time:,.0f}", va="center", fontweight=weight)
+                axis.text(length, row, f"  {length:,.0f}", va="center", fontweight=weight)
             axis.set_yticks(range(len(bars)), names, color=TEXT)
             axis.invert_yaxis()
             axis.set_title(f"{title}, {THREADS_SHOWN} threads: ms per step", loc="left", fontsize=9)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -67,7 +68,8 @@ def _write_inputs(workload: str, folder: Path, quick: bool) -> None:
             tensors = {"hidden_states": models.linear_input(linear_shape(model)[0], rows)}
         path = input_file(folder, case)
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, **{name: tensor.numpy() for name, tensor in tensors.items()})
+        arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
+        np.savez(path, **arrays)
 
 
 def main() -> None:

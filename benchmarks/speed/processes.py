@@ -23,29 +23,34 @@ class Failed(Exception):
     """A contestant or a preparation that could not be run; the text is the reason in the table."""
 
 
-def environment(threads: int) -> dict[str, str]:
-    """For a worker: threads of every pool, and pools that wait without computing.
+def environment(threads: int, cpus: Sequence[int] = ()) -> dict[str, str]:
+    """For a worker: threads of every pool, one on each of ``cpus``, and pools that wait without computing.
 
     GNU OpenMP would go on spinning for milliseconds after a parallel region, and does so for as long as told
     here: long enough to find the next layer of its own model, gone when the next contestant starts.
     """
     count = str(threads)
     path = os.pathsep.join(filter(None, (str(PACKAGES), os.environ.get("PYTHONPATH"))))
-    return os.environ | {
-        "PYTHONPATH": path,
-        "OMP_NUM_THREADS": count,
-        "MKL_NUM_THREADS": count,
-        "GOMP_SPINCOUNT": "20000",
-        "KMP_BLOCKTIME": "0",
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",
-    }
+    places = {"OMP_PROC_BIND": "true", "OMP_PLACES": ",".join(f"{{{cpu}}}" for cpu in cpus)} if cpus else {}
+    return (
+        os.environ
+        | places
+        | {
+            "PYTHONPATH": path,
+            "OMP_NUM_THREADS": count,
+            "MKL_NUM_THREADS": count,
+            "GOMP_SPINCOUNT": "20000",
+            "KMP_BLOCKTIME": "0",
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_OFFLINE": "1",
+        }
+    )
 
 
 class Lines:
     """A process that answers each line with a line. Used in a ``with``, it is gone afterwards."""
 
-    def __init__(self, command: Sequence[str], threads: int = 1) -> None:
+    def __init__(self, command: Sequence[str], threads: int = 1, cpus: Sequence[int] = ()) -> None:
         self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
             list(command),
@@ -53,7 +58,7 @@ class Lines:
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             text=True,
-            env=environment(threads),
+            env=environment(threads, cpus),
         )
 
     def ask(self, line: str, timeout: float = RUN_SECONDS) -> str:
@@ -107,7 +112,7 @@ class WorkerProcess(Lines):
     """
 
     def __init__(self, job: dict[str, Any]) -> None:
-        super().__init__((sys.executable, "-P", "-m", "speed.worker"), job["threads"])
+        super().__init__((sys.executable, "-P", "-m", "speed.worker"), job["threads"], job["cpus"])
         try:
             self.loaded = self._answer(job, LOAD_SECONDS)
         except BaseException:

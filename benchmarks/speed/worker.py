@@ -56,6 +56,7 @@ class Worker:
         before = resident_bytes()  # the interpreter with the engine imported
         for case in job["cases"]:
             self._engine.load(case)
+        self._engine.loaded()
         self.loaded = {
             "resident": resident_bytes() - before,
             "version": importlib.metadata.version(job["engine"]),
