@@ -65,30 +65,35 @@ def _with_matmul(source: Path) -> Any:
 
 
 def _openvino(kind: str, source: Path, target: Path, inputs: Mapping[str, np.ndarray]) -> None:
-    import nncf
     import openvino
+
+    model: Any = openvino.Core().read_model(source)
+    if kind != "f32":
+        model = _compressed(kind, model, inputs)
+    openvino.save_model(model, target, compress_to_fp16=False)
+
+
+def _compressed(kind: str, model: Any, inputs: Mapping[str, np.ndarray]) -> Any:
+    """NNCF's form of an OpenVINO model."""
+    import nncf
 
     from speed.replicate import input_name
 
-    model: Any = openvino.Core().read_model(source)
     modes = nncf.CompressWeightsMode
     if kind == "int8":
-        model = nncf.compress_weights(model, mode=modes.INT8_SYM)
-    elif kind == "int4":
-        model = nncf.compress_weights(model, mode=modes.INT4_SYM, group_size=GROUP, all_layers=True)
-    elif kind.startswith("w8a8-"):
-        names = [port.any_name for port in model.inputs]
-        call = {name: inputs[input_name(name)] for name in names}
-        model = nncf.quantize(
-            model,
-            nncf.Dataset([call] * CALIBRATION_SAMPLES),
-            subset_size=CALIBRATION_SAMPLES,
-            model_type=nncf.ModelType.TRANSFORMER,
-            preset=nncf.QuantizationPreset(kind.removeprefix("w8a8-")),
-        )
-    elif kind != "f32":
+        return nncf.compress_weights(model, mode=modes.INT8_SYM)
+    if kind == "int4":
+        return nncf.compress_weights(model, mode=modes.INT4_SYM, group_size=GROUP, all_layers=True)
+    if not kind.startswith("w8a8-"):
         raise ValueError(f"openvino-{kind}: no such artifact")
-    openvino.save_model(model, target, compress_to_fp16=False)
+    call = {port.any_name: inputs[input_name(port.any_name)] for port in model.inputs}
+    return nncf.quantize(
+        model,
+        nncf.Dataset([call] * CALIBRATION_SAMPLES),
+        subset_size=CALIBRATION_SAMPLES,
+        model_type=nncf.ModelType.TRANSFORMER,
+        preset=nncf.QuantizationPreset(kind.removeprefix("w8a8-")),
+    )
 
 
 def _bytes(source: Path) -> int:

@@ -9,7 +9,13 @@ from typing import Any
 
 from speed.rounds import Spread, ratio, spread
 
-_SAME = ("hardware", "library", "versions", "quick")  # entries measured under others are no part of one table
+_SAME = (
+    "hardware",
+    "library",
+    "isa",
+    "versions",
+    "quick",
+)  # entries measured under others are no part of one table
 Entry = dict[str, Any]  # one workload on one number of threads, as ``measure`` returns it
 
 
