@@ -85,21 +85,22 @@ Weight::Panel Weight::prepare(int64_t panel, bool nibbles, const float* bias) co
   const int64_t first = panel * layout_.columns;
   Panel result;
   result.columns = static_cast<int>(std::min<int64_t>(layout_.columns, n_ - first));
-  result.weights = panels_.data() + panel * panel_bytes_;
+  const uint8_t* const record = panels_.data() + panel * panel_bytes_;
+  result.weights = record;
   if (coding_ != Coding::kBytes && !nibbles) {
     const int64_t vectors = padded_group_ * layout_.columns / layout_.vector_bytes;
     const int64_t bytes = vectors * layout_.vector_bytes;
     space.bytes.reserve(groups_ * bytes + unit_out(coding_) * layout_.vector_bytes);
     for (int64_t g = 0; g < groups_; ++g)
-      kernels_.decode({coding_, result.weights + g * group_bytes_, table_, space.bytes.data() + g * bytes, vectors,
-                       fold_.bytes() ? fold_.data() + (panel * groups_ + g) * layout_.columns : nullptr});
+      kernels_.decode({coding_, record + g * group_bytes_, table_, space.bytes.data() + g * bytes, vectors,
+                       folded_ ? fold_of(record) + g * layout_.columns : nullptr});
     result.weights = space.bytes.data();
   }
-  const int64_t scales = compute_groups_ * layout_.columns;
-  result.scale = scale_.data() + panel * scales;
-  if (scale_half_.bytes()) {
+  result.scale = reinterpret_cast<const float*>(record + scale_at_);
+  if (scale_is_half_) {
+    const int64_t scales = compute_groups_ * layout_.columns;
     space.scale.reserve(scales);
-    kernels_.widen_half(scale_half_.data() + panel * scales, space.scale.data(), scales);
+    kernels_.widen_half(reinterpret_cast<const uint16_t*>(record + scale_at_), space.scale.data(), scales);
     result.scale = space.scale.data();
   }
   space.bias.reserve(2 * layout_.columns);
@@ -159,7 +160,7 @@ void Weight::pack_row(const Block& block, int64_t row, int8_t* q, int64_t q_stri
 void Weight::run_block(const Block& block, const Pool& pool) const {
   const LinearCall& call = block.call;
   const int64_t parts = block.parts, m = block.m * parts;
-  const bool nibbles = coding_ == Coding::kNibbles && !fold_.bytes() && kernels_.decode_inside(m);
+  const bool nibbles = coding_ == Coding::kNibbles && !folded_ && kernels_.decode_inside(m);
   const int64_t tile = kernels_.tile_rows(compute_groups_ > 1, nibbles) / parts * parts;
   const int64_t tiles = (m + tile - 1) / tile;
 
