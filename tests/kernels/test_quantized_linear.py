@@ -17,7 +17,7 @@ def make_layer(activation: str = "int8", group: int = 16, bias: bool = True) -> 
     codes = torch.randint(0, 16, (10, 32), generator=generator).to(torch.uint8)
     scale = torch.rand(10, 32 // group, generator=generator).to(scale_dtype(group, 32))
     offset = torch.randn(10, generator=generator) if bias else None
-    return QuantizedLinear(pack(codes, 4), scale, "int4", 32, offset, activation)  # type: ignore[arg-type]
+    return QuantizedLinear(pack(codes, 16), scale, "int4", 32, offset, activation)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("group", [16, 32])

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ditpress.errors import InputError
-from ditpress.kernels.arguments import bits_of, check_weight
+from ditpress.kernels.arguments import bits_of, check_weight, folds
 from ditpress.kernels.cpu import isa, last_error, load
 
 
@@ -42,7 +42,7 @@ class PackedWeight:
             codes.data_ptr(),
             self.out_features,
             in_features,
-            bits_of(codebook),
+            int(bits_of(codebook)),
             scale.data_ptr(),
             int(scale.dtype == torch.float16),
             scale.shape[1],
@@ -92,14 +92,22 @@ _cache: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def packed_weight(
-    in_features: int, codes: Tensor, scale: Tensor, codebook: Tensor, activation: str
+    in_features: int,
+    codes: Tensor,
+    scale: Tensor,
+    codebook: Tensor,
+    activation: str,
+    fold_scales: bool = False,
 ) -> PackedWeight | None:
     """The packed form of a weight on the CPU, made at its first use and again after an in-place change.
 
-    Returns None for what only the reference computes: vector codebooks, 1 and 2 bits, and everything under
-    ``DITPRESS_ISA=reference``. A change through ``.data`` or numpy does not move torch's version counter and
-    is not seen.
+    Returns None for what only the reference computes: vector codebooks, codes of other than 4 and 8 bits,
+    folded scales, and everything under ``DITPRESS_ISA=reference``. A change through ``.data`` or numpy does
+    not move torch's version counter and is not seen.
     """
+    if folds(scale, activation, fold_scales):
+        check_weight(in_features, codes, scale, codebook, activation, fold_scales)
+        return None
     entries: dict[str, _Entry] | None = _cache.get(codes)
     state = (in_features, _state(codes), _state(scale), _state(codebook))
     if entries is not None:
