@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -40,9 +41,11 @@ def test_weights_are_those_of_exact_integers(
     assert np.abs(factors).max() < 2**15
     for row in range(7):
         for k in range(values.shape[1]):
-            product = int(values[row, k]) * int(factors[row, k // 8]) + 64
-            # floor of an exact fraction; and the instruction vpmulhrsw on 16-bit numbers, v in the high byte
-            assert int(w8[row, k]) == max(-128, min(127, Fraction(product, 128).__floor__()))
+            value, factor = int(values[row, k]), int(factors[row, k // 8])
+            exact = math.floor(Fraction(value * factor + 64, 128))
+            assert int(w8[row, k]) == max(-128, min(127, exact))
+            # The x86 instruction vpmulhrsw on 16-bit numbers, the value in the high byte, does the same.
+            assert (((value << 8) * factor >> 14) + 1) >> 1 == exact
     assert not w8[0].any()
     assert not s1[0].any()
 
