@@ -24,10 +24,10 @@ def low_bit(linear: nn.Linear, format: str, group: int, activation: str) -> Quan
     """Random codes, scales of a sensible size: export must carry any numbers, not good ones."""
     fmt = get_format(format)
     out_features, in_features = linear.weight.shape
-    codes = torch.randint(0, 2**fmt.bits, (out_features, in_features), dtype=torch.uint8)
+    codes = torch.randint(0, fmt.entries, (out_features, in_features), dtype=torch.uint8)
     scale = (torch.rand(out_features, in_features // group) + 0.5) * 0.05 / fmt.max_abs
     return QuantizedLinear(
-        pack(codes, fmt.bits),
+        pack(codes, fmt.entries),
         scale if group == in_features else scale.half(),
         fmt,
         in_features,

@@ -66,9 +66,9 @@ def model_of(kind, in_features, group, arrays, rank):
 def case(format, in_features, group, half_scale, seed=0):
     rng = np.random.default_rng(seed)
     fmt = get_format(format)
-    codes = rng.integers(0, 2**fmt.bits, (24, in_features), dtype=np.uint8)
+    codes = rng.integers(0, fmt.entries, (24, in_features), dtype=np.uint8)
     arrays = {
-        "codes": pack(torch.from_numpy(codes), fmt.bits).numpy(),
+        "codes": pack(torch.from_numpy(codes), fmt.entries).numpy(),
         "scale": rng.uniform(0.001, 0.01, (24, in_features // group)).astype(
             np.float16 if half_scale else np.float32
         ),

@@ -131,7 +131,7 @@ DITPRESS_INLINE float soften(const AttentionJob& job, float* scores, int64_t key
   constexpr float kLog2e = 1.44269504f;
   __m512 factor = _mm512_set1_ps(job.scale * kLog2e);  // everything in powers of two
   float largest;
-  if (!job.mask && keys == job.keys) {
+  if (!job.mask && keys == job.keys && job.scale >= 0.0f) {
     largest = _mm512_reduce_max_ps(top) * (job.scale * kLog2e);
   } else {
     const __m512 never = _mm512_set1_ps(kNever);
