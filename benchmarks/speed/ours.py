@@ -6,21 +6,17 @@ Which layers become low-bit, and which stay, is what the built-in recipes say.
 
 from __future__ import annotations
 
-import inspect
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ditpress.compress.quantize.stage import replace_module
 from ditpress.export.onnx import export_transformer
-from ditpress.kernels.formats import get_format
-from ditpress.kernels.linear import QuantizedLinear, scale_dtype
-from ditpress.kernels.packing import pack
+from ditpress.kernels.linear import QuantizedLinear
+from ditpress.kernels.random_weights import random_linear
 from ditpress.load.anatomy import Role, anatomy_of
 from speed.contestants import RULES
 from speed.models import OneLinear
@@ -68,27 +64,17 @@ def compress(model: nn.Module, name: str) -> nn.Module:
 
 
 def random_code_linear(linear: nn.Linear, layer: LowBit, activation: Any) -> QuantizedLinear:
-    """A low-bit linear of the shape of ``linear`` with random codes, its weights about as large."""
-    fmt = get_format(layer.format)
+    """A low-bit linear of the shape of ``linear`` with random codes, its weights of variance 1 / K."""
     out_features, in_features = linear.weight.shape
-    group = layer.group or in_features
-    generator = torch.Generator().manual_seed(in_features + out_features)
-    count = in_features // fmt.vector_length
-    codes = torch.randint(0, len(fmt.codebook), (out_features, count), generator=generator).to(torch.uint8)
-    values = fmt.codebook_tensor().float()
-    size = float(linear.weight.std()) / math.sqrt(float(values.square().mean()))
-    scale = size * (0.5 + torch.rand(out_features, in_features // group, generator=generator))
-    options = {}
-    if "fold_scales" in inspect.signature(QuantizedLinear).parameters:
-        options["fold_scales"] = layer.fold_scales
-    return QuantizedLinear(
-        pack(codes, fmt.bits),
-        scale.to(scale_dtype(group, in_features)),
-        fmt,
+    return random_linear(
         in_features,
-        bias=None if linear.bias is None else linear.bias.detach(),
-        activation=activation,
-        **options,
+        out_features,
+        layer.format,
+        layer.group or in_features,
+        activation,
+        bias=linear.bias is not None,
+        fold_scales=layer.fold_scales,
+        seed=in_features + out_features,
     )
 
 

@@ -32,8 +32,9 @@ from ditpress.export.fuse import apply_rules, rule_names
 from ditpress.export.inputs import OUTPUT_NAME, Keywords, Signature
 from ditpress.export.openloop import compare_pieces, int8_nodes
 from ditpress.export.parity import Parity, cases, compare, relative_difference
-from ditpress.export.session import CONSTANTS_KEY, MODEL_FILE, onnx_session, run_session
+from ditpress.export.session import CONSTANTS_KEY, MODEL_FILE, kernels_run, onnx_session, run_session
 from ditpress.files import atomic_folder
+from ditpress.kernels.linear import QuantizedLinear
 
 Target = Literal["ditpress", "portable"]
 EXTERNAL_DATA_BYTES = 10**9  # above this the weights go into model.onnx.data
@@ -86,7 +87,8 @@ def export_transformer(
     transformer.eval()
     try:
         model = build_model(transformer, signature, calls[0])
-        with atomic_folder(folder) as temporary:
+        functions = target == "portable" or not kernels_run()
+        with atomic_folder(folder) as temporary, _as_computed(transformer, functions):
             path = temporary / MODEL_FILE
             _save(model, path, external_data_bytes)
             (temporary / "config.json").write_text(_config_json(transformer), encoding="utf-8")
@@ -113,6 +115,19 @@ def export_transformer(
     finally:
         transformer.train(was_training)
     return folder / MODEL_FILE, parity
+
+
+@contextlib.contextmanager
+def _as_computed(transformer: nn.Module, functions: bool) -> Iterator[None]:
+    """PyTorch's numbers as the file's own functions give them: with group scales that nothing folds."""
+    folded = [m for m in transformer.modules() if isinstance(m, QuantizedLinear) and m.fold_scales]
+    for module in folded if functions else []:
+        module.fold_scales = False
+    try:
+        yield
+    finally:
+        for module in folded:
+            module.fold_scales = True
 
 
 def _require(parity: Parity, limit: float, folder: Path) -> None:

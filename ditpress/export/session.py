@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from ditpress.errors import InputError
 from ditpress.export.inputs import SAMPLE_INPUT, flatten
-from ditpress.kernels.cpu import library_path
+from ditpress.kernels.cpu import isa, library_path
 
 MODEL_FILE = "model.onnx"
 CONSTANTS_KEY = "ditpress.constants"  # metadata: the arguments fixed in the graph, as JSON
@@ -38,6 +39,13 @@ _DTYPES = {
 def onnx_library_path() -> Path | None:
     """The library for ``SessionOptions.register_custom_ops_library``; None where it was not built."""
     return library_path()
+
+
+def kernels_run() -> bool:
+    """Whether ONNX Runtime gets kernels from our library here; else the functions in a file compute."""
+    if library_path() is None or isa() == "reference":
+        return False
+    return isa() != "portable" or bool(os.environ.get("DITPRESS_ISA"))  # as the library itself decides
 
 
 def onnx_session(

@@ -217,6 +217,8 @@ def test_parts_around_the_product(prologue, epilogue, outputs, coding, table, in
     pieces = [expected] if outputs == 1 else [expected[..., :64], expected[..., 64:]]
     # A last bit of the layer norm may move an activation to the next step of int8.
     limit = 3e-6 if not (prologue and int8) else 0.02
+    if epilogue == "gelu_tanh":
+        limit = max(limit, 1.5e-5)  # what the kernel's GELU is allowed
     for y, piece in zip(actual, pieces, strict=True):
         assert y.shape == tuple(piece.shape)
         assert np.abs(y - piece.numpy()).max() <= limit * float(expected.abs().max())

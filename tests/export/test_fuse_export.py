@@ -84,7 +84,7 @@ def test_every_node_carries_its_attributes(tmp_path, library):
     for node in nodes_of(path):
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         if node.op_type == "Attention":
-            assert attributes == {"num_heads": 2, "scale": pytest.approx(32**-0.5), "bf16": 0}
+            assert attributes == {"num_heads": 2, "scale": pytest.approx(32**-0.5), "bf16": 1}
             continue
         assert always <= set(attributes)
         wanted = 5 + 2 * (attributes["prologue"] != b"") + 2 * (attributes["epilogue"] == b"gate_residual")

@@ -85,7 +85,22 @@ def load() -> ctypes.CDLL | None:
         "ditpress_weight_destroy": (None, [pointer]),
         "ditpress_weight_run": (
             i32,
-            [pointer, pointer, i64, pointer, pointer, pointer, i64, f32, i32, pointer, pointer, i64, pointer, i32],
+            [
+                pointer,
+                pointer,
+                i64,
+                pointer,
+                pointer,
+                pointer,
+                i64,
+                f32,
+                i32,
+                pointer,
+                pointer,
+                i64,
+                pointer,
+                i32,
+            ],
         ),
         "ditpress_attention": (i32, [pointer] * 5 + [i64] * 5 + [f32, i32, pointer, text, i32]),
     }

@@ -29,6 +29,9 @@ class Fusion:
         return self.shift, self.modulation, self.gate, self.residual
 
 
+PLAIN = Fusion()
+
+
 def _pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
@@ -76,11 +79,14 @@ class PackedWeight:
             raise InputError(last_error(library))
         weakref.finalize(self, library.ditpress_weight_destroy, self._handle)
 
-    def run(self, x: Tensor, bias: Tensor | None, fusion: Fusion | None = None) -> Tensor:
+    def run(self, x: Tensor, bias: Tensor | None, fusion: Fusion = PLAIN) -> Tensor:
         """float32 ``[..., K]`` (checked by the caller) to float32 ``[..., N]``, on torch's threads."""
         x = x.contiguous()
         y = torch.empty((*x.shape[:-1], self.out_features), dtype=torch.float32)
-        held = [None if t is None else t.contiguous() for t in (bias, *(fusion.tensors() if fusion else (None,) * 4))]
+        held = [
+            None if t is None else t.contiguous()
+            for t in (bias, *(fusion.tensors() if fusion else (None,) * 4))
+        ]
         bias, shift, modulation, gate, residual = held
         status = self._library.ditpress_weight_run(
             self._handle,
@@ -90,8 +96,8 @@ class PackedWeight:
             _pointer(shift),
             _pointer(modulation),
             0 if modulation is None else modulation.numel() // self.in_features,
-            fusion.epsilon if fusion else 0.0,
-            int(fusion.gelu) if fusion else 0,
+            fusion.epsilon,
+            int(fusion.gelu),
             _pointer(gate),
             _pointer(residual),
             0 if gate is None else gate.numel() // self.out_features,
@@ -117,7 +123,7 @@ class _Entry:
     weight: PackedWeight
 
 
-# codes tensor -> (activation, folded) -> entry. Keyed weakly by identity: the packed copy dies with the codes.
+# codes -> (activation, folded) -> entry. Keyed weakly by identity: the packed copy dies with the codes.
 _cache: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 

@@ -47,7 +47,6 @@ LinearKernel::LinearKernel(const LinearOp& op, const Api& api_, const KernelInfo
   if (!norm_ && !prologue.empty()) fail("prologue '" + prologue + "' is unknown, expected layer_norm_modulate");
   if (!gelu_ && !gate_ && !epilogue.empty())
     fail("epilogue '" + epilogue + "' is unknown, expected gelu_tanh or gate_residual");
-  if (norm_ && op.activation != Activation::kInt8) fail("layer_norm_modulate goes with int8 activations only");
   if (splits_.empty()) splits_ = {n_};
   for (size_t i = 0; i < splits_.size(); ++i)
     if (splits_[i] < 1 || (i + 1 < splits_.size() && splits_[i] % 64))
