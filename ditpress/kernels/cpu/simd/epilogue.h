@@ -1,0 +1,51 @@
+// What happens to one vector of results before it is stored. V: a `Floats` of this folder.
+#pragma once
+
+#include "../core.h"
+#include "../unroll.h"
+
+namespace ditpress {
+namespace {
+
+// 2**t for t <= 126, by 2**whole * polynomial on [-1/2, 1/2] (Taylor terms to t**6, relative error below 2e-7). Results
+// below the smallest normal number are zero.
+template <class V>
+DITPRESS_INLINE typename V::Vector exp2_of(typename V::Vector t) {
+  t = V::max(V::fill(-127.0f), t);
+  const auto whole = V::round(t);
+  const auto f = V::sub(t, whole);
+  auto p = V::fill(1.5403530e-4f);
+  p = V::fma(p, f, V::fill(1.3333558e-3f));
+  p = V::fma(p, f, V::fill(9.6181291e-3f));
+  p = V::fma(p, f, V::fill(5.5504109e-2f));
+  p = V::fma(p, f, V::fill(2.4022651e-1f));
+  p = V::fma(p, f, V::fill(6.9314718e-1f));
+  p = V::fma(p, f, V::fill(1.0f));
+  return V::mul(p, V::power_of_two(whole));
+}
+
+// GELU in its tanh form as x * sigmoid(2 u), u = sqrt(2 / pi) * (x + 0.044715 x**3): Hendrycks and Gimpel 2016.
+// Within 1e-6 * max(1, |x|) of the exact value.
+template <class V>
+DITPRESS_INLINE typename V::Vector gelu(typename V::Vector x) {
+  constexpr float kLog2e = 1.44269504f, kSlope = -2.0f * 0.79788456f * kLog2e;
+  const auto inner = V::fma(V::mul(x, x), V::fill(kSlope * 0.044715f), V::fill(kSlope));
+  const auto t = V::min(V::fill(126.0f), V::mul(x, inner));
+  return V::div(x, V::add(exp2_of<V>(t), V::fill(1.0f)));
+}
+
+// The first `count` values of y, at row `r` of the job and column `column` of the panel, finished and stored.
+template <class V>
+DITPRESS_INLINE void finish_and_store(const Epilogue& e, float* to, typename V::Vector y, int64_t r, int column,
+                                      int64_t count) {
+  if (e.gelu) {
+    y = gelu<V>(y);
+  } else if (e.gate) {
+    const float* gate = e.gate + (e.gate_first + r) / e.gate_rows * e.stride + column;
+    y = V::fma(V::load_first(gate, count), y, V::load_first(e.residual + r * e.stride + column, count));
+  }
+  V::store_first(to, y, count);
+}
+
+}  // namespace
+}  // namespace ditpress
