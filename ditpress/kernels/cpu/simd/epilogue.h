@@ -34,17 +34,30 @@ DITPRESS_INLINE typename V::Vector gelu(typename V::Vector x) {
   return V::div(x, V::add(exp2_of<V>(t), V::fill(1.0f)));
 }
 
-// The first `count` values of y, at row `r` of the job and column `column` of the panel, finished and stored.
+// Where a tile of a panel goes: `row` counts from the first row of the job.
+struct TileEnd {
+  const Epilogue& epilogue;
+  float* y;  // column of the panel in row 0
+  int64_t y_stride;
+  int columns;
+  int64_t row;
+};
+
+// `rows` rows of 16 values, finished and stored. One function for all tiles: a copy for each would only be long.
 template <class V>
-DITPRESS_INLINE void finish_and_store(const Epilogue& e, float* to, typename V::Vector y, int64_t r, int column,
-                                      int64_t count) {
-  if (e.gelu) {
-    y = gelu<V>(y);
-  } else if (e.gate) {
-    const float* gate = e.gate + (e.gate_first + r) / e.gate_rows * e.stride + column;
-    y = V::fma(V::load_first(gate, count), y, V::load_first(e.residual + r * e.stride + column, count));
+__attribute__((noinline)) void store_tile(const TileEnd& end, const float* values, int rows) {
+  constexpr int kColumns = 16;
+  const Epilogue& e = end.epilogue;
+  for (int64_t r = end.row; r < end.row + rows; ++r, values += kColumns) {
+    const float* gate = e.gate ? e.gate + (e.gate_first + r) / e.gate_rows * e.stride : nullptr;
+    for (int n = 0; n < end.columns; n += V::kLanes) {
+      const int64_t left = end.columns - n;
+      auto y = V::load(values + n);
+      if (e.gelu) y = gelu<V>(y);
+      else if (gate) y = V::fma(V::load_first(gate + n, left), y, V::load_first(e.residual + r * e.stride + n, left));
+      V::store_first(end.y + r * end.y_stride + n, y, left);
+    }
   }
-  V::store_first(to, y, count);
 }
 
 }  // namespace

@@ -7,7 +7,6 @@
 namespace ditpress {
 namespace {
 
-constexpr int kFloatRows = 4;
 constexpr int kFloatColumns = 16;
 
 template <class V, int Rows>
@@ -35,20 +34,22 @@ __attribute__((noinline)) void float_tile(const FloatJob& job, int64_t row) {
       DITPRESS_EACH(Rows, r) f[r][v] = V::fma(acc[r][v], scale, f[r][v]); DITPRESS_END
     DITPRESS_END
   }
+  float y[Rows * kFloatColumns];
   DITPRESS_EACH(kVectors, v)
     const auto bias = V::load(job.bias + kLanes * v);
     DITPRESS_EACH(Rows, r)
-      finish_and_store<V>(job.epilogue, job.y + (row + r) * job.y_stride + kLanes * v, V::add(f[r][v], bias), row + r,
-                          kLanes * v, job.columns - kLanes * v);
+      V::store(y + r * kFloatColumns + kLanes * v, V::add(f[r][v], bias));
     DITPRESS_END
   DITPRESS_END
+  store_tile<V>({job.epilogue, job.y, job.y_stride, job.columns, row}, y, Rows);
 }
 
 template <class V>
 DITPRESS_INLINE void float_tiles(const FloatJob& job) {
-  for (int64_t row = 0; row < job.m; row += kFloatRows) {
-    const int64_t rows = job.m - row < kFloatRows ? job.m - row : kFloatRows;
-    DITPRESS_EACH(kFloatRows, i)
+  constexpr int kRows = V::kWeightOnlyRows;
+  for (int64_t row = 0; row < job.m; row += kRows) {
+    const int64_t rows = job.m - row < kRows ? job.m - row : kRows;
+    DITPRESS_EACH(kRows, i)
       if (rows == i + 1) float_tile<V, i + 1>(job, row);
     DITPRESS_END
   }

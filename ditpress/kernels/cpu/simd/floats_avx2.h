@@ -15,6 +15,7 @@ struct Floats {
   using Ints = __m256i;
   static constexpr int kLanes = 8;
   static constexpr int kScoreRows = 6;  // attention: 6 x 2 accumulators, 2 vectors of keys and a query
+  static constexpr int kWeightOnlyRows = 4;
 
   static DITPRESS_INLINE Vector zero() { return _mm256_setzero_ps(); }
   static DITPRESS_INLINE Vector fill(float x) { return _mm256_set1_ps(x); }

@@ -15,6 +15,7 @@ struct Floats {
   using Ints = int32x4_t;
   static constexpr int kLanes = 4;
   static constexpr int kScoreRows = 5;  // attention: 5 x 4 accumulators, 4 vectors of keys and a query
+  static constexpr int kWeightOnlyRows = 3;
 
   static DITPRESS_INLINE Vector zero() { return vdupq_n_f32(0.0f); }
   static DITPRESS_INLINE Vector fill(float x) { return vdupq_n_f32(x); }

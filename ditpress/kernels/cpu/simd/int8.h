@@ -47,14 +47,14 @@ __attribute__((noinline)) void int8_tile(const Int8Job& job, int64_t row) {
     scale += kColumns;
     start += job.m;
   } while (--g);
+  float y[Rows * kColumns];
   DITPRESS_EACH(kVectors, v)
     const auto bias = V::load(job.bias + kLanes * v);
     DITPRESS_EACH(Rows, r)
-      finish_and_store<V>(job.epilogue, job.y + (row + r) * job.y_stride + kLanes * v,
-                          V::fma(f[r][v], V::fill(job.row_scale[row + r]), bias), row + r, kLanes * v,
-                          job.columns - kLanes * v);
+      V::store(y + r * kColumns + kLanes * v, V::fma(f[r][v], V::fill(job.row_scale[row + r]), bias));
     DITPRESS_END
   DITPRESS_END
+  store_tile<V>({job.epilogue, job.y, job.y_stride, job.columns, row}, y, Rows);
 }
 
 template <class Dot, bool Grouped>
