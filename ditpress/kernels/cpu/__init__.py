@@ -1,8 +1,8 @@
 """The CPU kernels: a plain C shared library, reached by ctypes.
 
 The library picks its instruction set at run time. ``DITPRESS_ISA`` forces one of ``avx512vnni``, ``avxvnni``,
-``avx2``, ``neon`` (with dot products), ``portable`` or ``reference`` (no C++ at all); a value that is unknown or
-that this CPU lacks is an error.
+``avx2``, ``neon`` (with dot products), ``portable`` or ``reference`` (no C++ at all); a value that is unknown
+or that this CPU lacks is an error.
 """
 
 from __future__ import annotations
@@ -86,7 +86,22 @@ def load() -> ctypes.CDLL | None:
         "ditpress_weight_destroy": (None, [pointer]),
         "ditpress_weight_run": (
             i32,
-            [pointer, pointer, i64, pointer, pointer, pointer, i64, f32, i32, pointer, pointer, i64, pointer, i32],
+            [
+                pointer,
+                pointer,
+                i64,
+                pointer,
+                pointer,
+                pointer,
+                i64,
+                f32,
+                i32,
+                pointer,
+                pointer,
+                i64,
+                pointer,
+                i32,
+            ],
         ),
         "ditpress_attention": (i32, [pointer] * 5 + [i64] * 5 + [f32, i32, pointer, text, i32]),
     }

@@ -37,13 +37,14 @@ DITPRESS_INLINE int8x16_t round_chunk(const float* x, float factor) {
 
 void neon::normalize_row(const NormJob& job) { normalize<Floats>(job); }
 
-// Signed layout: no compensation, `start` stays unused.
+// Signed layout: no compensation, sums start at zero.
 void neon::quantize_row(const RowJob& job) {
   float factor;
   row_factors(largest_bits(job.x, job.groups * job.group), job.scale, &factor);
   int8_t* q = job.q;
   for (int64_t g = 0; g < job.groups; ++g) {
     const float* const x = job.x + g * job.group;
+    job.start[g * job.start_stride] = 0;
     for (int64_t at = 0; at < job.padded_group; at += kChunk, q += job.q_stride) {
       const int64_t left = job.group - at;
       if (factor == 0.0f) {  // keeps infinity * 0 out

@@ -85,13 +85,7 @@ DITPRESS_INLINE float soften(const AttentionJob& job, float* scores, int64_t key
     const int64_t left = job.keys - s;
     if (job.mask && left > 0) {
       const float* at = job.mask + t * job.mask_t + s * job.mask_s;
-      if (job.mask_s == 1) x = V::fma(V::load_first(at, left), log2e, x);
-      else if (job.mask_s == 0) x = V::fma(V::fill(*at), log2e, x);
-      else {
-        float gathered[kLanes] = {};
-        for (int64_t i = 0; i < kLanes && i < left; ++i) gathered[i] = at[i * job.mask_s];
-        x = V::fma(V::load(gathered), log2e, x);
-      }
+      x = V::fma(job.mask_s ? V::load_first(at, left) : V::fill(*at), log2e, x);
     }
     if (left < kLanes) x = V::keep_first(x, left, -INFINITY);
     V::store(scores + s, x);
