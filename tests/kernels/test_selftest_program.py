@@ -1,4 +1,4 @@
-"""The C++ self-test: every instruction set on odd shapes, under sanitizers and for AArch64 under an emulator."""
+"""The C++ self-test: every instruction set on odd shapes, under sanitizers and, for AArch64, emulated."""
 
 from __future__ import annotations
 
