@@ -7,7 +7,7 @@ SOURCES := pyproject.toml CMakeLists.txt constraints.txt README.md LICENSE \
            $(shell find ditpress -type f ! -name '*.pyc' ! -name '*.so')
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint demo figures clean
+.PHONY: help install test lint demo figures bench-speed clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -34,6 +34,13 @@ demo: $(VENV)/installed  ## ditpress w4a8 on the bundled model; prints where the
 
 figures: $(VENV)/installed  ## the figures of the README and of the model card, measured again
 	$(BIN)/python benchmarks/figures.py --xl
+
+$(VENV)/installed-bench: $(VENV)/installed
+	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt '.[bench]'
+	@touch $@
+
+bench-speed: $(VENV)/installed-bench  ## ditpress against ONNX Runtime, OpenVINO and PyTorch; one to two hours
+	$(BIN)/python benchmarks/speed --write
 
 clean:  ## remove what make made
 	rm -rf $(VENV) build $(OUT) .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import ditpress
 from ditpress.recipes.result import Result
+from marks import write_between
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "training"))
@@ -105,15 +106,6 @@ def xl_table(out: Path) -> list[str]:
         f"`random:DiT-XL/2`, 256 tokens, batch of 2; {speed.hardware}, {speed.threads} threads, ONNX Runtime."
     )
     return [*rows, "", conditions]
-
-
-def write_between(path: Path, name: str, lines: list[str]) -> None:
-    """Replace what stands between the two marks ``name`` of a Markdown file."""
-    text = path.read_text(encoding="utf-8")
-    start, end = f"<!-- {name}:start -->", f"<!-- {name}:end -->"
-    head, rest = text.split(start)
-    _, tail = rest.split(end)
-    path.write_text("\n".join([head + start, *lines, end + tail]), encoding="utf-8")
 
 
 def main() -> None:

@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerFormat:
-    """How one linear will be stored: format name, weights per scale along K, activation format."""
+    """How one linear will be stored: format name, weights per scale along K, activation format, and whether
+    group scales are folded into 8-bit weights when it runs."""
 
     format: str
     group_size: int
     activation: str
+    fold_scales: bool = False
 
 
 class Stage(Settings, ABC):

@@ -11,7 +11,7 @@ import contextlib
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -22,21 +22,23 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 import onnxscript
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import ditpress.kernels.qlinear  # noqa: F401  (declares torch.ops.ditpress.qlinear)
 from ditpress.errors import InputError, StageError
 from ditpress.export.fixes import name_batch, repair, simplify, strip_metadata
-from ditpress.export.functions import DOMAIN, KINDS, OPSET, Kind, attach_functions, name_nodes
+from ditpress.export.functions import DOMAIN, KINDS, OPSET, Kind, attach_functions, kind_of, name_nodes
+from ditpress.export.fuse import apply_rules, rule_names
 from ditpress.export.inputs import OUTPUT_NAME, Keywords, Signature
 from ditpress.export.openloop import compare_pieces, int8_nodes
-from ditpress.export.parity import Parity, compare
-from ditpress.export.session import CONSTANTS_KEY, MODEL_FILE, onnx_session
+from ditpress.export.parity import Parity, cases, compare, relative_difference
+from ditpress.export.session import CONSTANTS_KEY, MODEL_FILE, onnx_session, run_session
 from ditpress.files import atomic_folder
 
 Target = Literal["ditpress", "portable"]
 EXTERNAL_DATA_BYTES = 10**9  # above this the weights go into model.onnx.data
 PARITY_BATCHES = (1, 3)  # neither is the batch of the trace
+FUSION_BATCH = 2  # samples with rows of their own in modulation and gate
 TRACE_BATCH = 2  # torch.export specialises 0 and 1
 MAX_BATCH = 4096
 PARITY_LIMIT = 1e-4  # of the output's range
@@ -51,6 +53,7 @@ def export_transformer(
     target: Target = "ditpress",
     external_data_bytes: int = EXTERNAL_DATA_BYTES,
     parity_limit: float = PARITY_LIMIT,
+    fuse: bool | Collection[str] = True,
 ) -> tuple[Path, Parity]:
     """Write ``folder/model.onnx`` and ``config.json``, as optimum's ONNX pipelines have them in a component.
 
@@ -62,18 +65,22 @@ def export_transformer(
             functions out, so that the file holds standard and contrib operators only.
         external_data_bytes: total of weights above which they go into ``model.onnx.data``.
         parity_limit: allowed difference from PyTorch, as a part of the output's range.
+        fuse: which rules of :data:`ditpress.export.fuse.RULES` put fused nodes into the file: all, none, or
+            those named. The graph before is compared with PyTorch, the fused one with it. A portable file
+            and a model without low-bit layers keep the standard operators.
 
     Returns:
         The path of ``folder/model.onnx`` and its agreement with PyTorch.
 
     Raises:
-        InputError: an unknown target, calls that cannot be exported, or no space left in ``folder``.
+        InputError: an unknown target or fusion, calls that cannot be exported, no space left in ``folder``.
         StageError: the file does not compute what PyTorch computes.
     """
     if target not in ("ditpress", "portable"):
         raise InputError(f"unknown ONNX target {target!r}: expected 'ditpress' or 'portable'")
     if not calls:
         raise InputError("no recorded calls: ONNX export needs at least one to know the transformer's inputs")
+    rules = rule_names(fuse)
     signature = Signature.of(calls[0])
     was_training = transformer.training
     transformer.eval()
@@ -89,15 +96,37 @@ def export_transformer(
                     pieces = compare_pieces(path, transformer, calls[0], PARITY_BATCHES, library=False)
                 inline_functions(model)
                 _save(model, path, external_data_bytes)
-            parity = compare(onnx_session(path), transformer, calls, PARITY_BATCHES)
+            known = cases(transformer, calls, PARITY_BATCHES)
+            parity = compare(onnx_session(path), known)
             if rounds and pieces is None and not parity.relative <= parity_limit:
                 pieces = compare_pieces(path, transformer, calls[0], PARITY_BATCHES)
             parity = replace(parity, pieces=pieces)
-            if not parity.holds(parity_limit):
-                raise StageError(f"ONNX differs from PyTorch: {parity}; no file was written to {folder}")
+            _require(parity, parity_limit, folder)
+            if target == "ditpress" and rules and any(node.domain == DOMAIN for node in model.graph):
+                arguments = signature.arguments(calls[0], FUSION_BATCH)
+                unfused = _by_functions(path, arguments)
+                if any(apply_rules(model, rules).values()):
+                    _save(model, path, external_data_bytes)
+                    fusion = relative_difference(_by_functions(path, arguments), unfused)
+                    parity = replace(compare(onnx_session(path), known), pieces=pieces, fusion=fusion)
+                    _require(parity, parity_limit, folder)
     finally:
         transformer.train(was_training)
     return folder / MODEL_FILE, parity
+
+
+def _require(parity: Parity, limit: float, folder: Path) -> None:
+    if not parity.holds(limit):
+        raise StageError(f"ONNX differs from PyTorch: {parity}; no file was written to {folder}")
+
+
+def _by_functions(path: Path, arguments: Mapping[str, Tensor]) -> Tensor:
+    """The output without our kernels, operator by operator.
+
+    Nothing is left to the runtime's own rewriting, so that fused and unfused graphs differ in nothing but the
+    order of equal operations, and roundings to int8 fall equally.
+    """
+    return run_session(onnx_session(path, library=False, optimize=False), arguments)
 
 
 def build_model(transformer: nn.Module, signature: Signature, call: Mapping[str, Any]) -> ir.Model:
@@ -157,6 +186,17 @@ def inline_functions(model: ir.Model) -> None:
     strip_metadata(model)
 
 
+_ATTRIBUTES = {
+    "N": "INT",
+    "K": "INT",
+    "group_size": "INT",
+    "fold_scales": "INT",
+    "prologue": "STRING",
+    "epsilon": "FLOAT",
+    "epilogue": "STRING",
+}
+
+
 def _schema(kind: Kind) -> onnx.defs.OpSchema:
     schema = onnx.defs.OpSchema
     value = schema.FormalParameter
@@ -179,8 +219,8 @@ def _schema(kind: Kind) -> onnx.defs.OpSchema:
             ("E", ["tensor(int8)"], ""),
         ],
         attributes=[
-            schema.Attribute(name, schema.AttrType.INT, "", required=True)
-            for name in ("N", "K", "group_size")
+            schema.Attribute(name, getattr(schema.AttrType, type_), "", required=True)
+            for name, type_ in _ATTRIBUTES.items()
         ],
     )
 
@@ -191,16 +231,12 @@ _OPS = {
 }
 
 
-def _translate(x: Any, codes: Any, scale: Any, codebook: Any, bias: Any, activation: str) -> Any:
+def _translate(
+    x: Any, codes: Any, scale: Any, codebook: Any, bias: Any, activation: str, fold_scales: bool = False
+) -> Any:
     """``torch.ops.ditpress.qlinear`` as one ONNX node; the lengths become attributes."""
-    entries, vector_length = (int(length) for length in codebook.shape)
-    bits = entries.bit_length() - 1
-    kind = Kind(bits, activation == "int8")
-    if kind.name not in KINDS or vector_length != 1:
-        raise InputError(
-            f"no ONNX node for codes of {bits} bits and vectors of {vector_length}: expected 4 or 8, and 1"
-        )
-    out_features, in_features = int(codes.shape[0]), int(codes.shape[1]) * 8 // bits
+    kind = kind_of(int(codebook.shape[0]), int(codebook.shape[1]), activation == "int8")
+    out_features, in_features = int(codes.shape[0]), int(x.shape[-1])
     if bias is None:
         bias = _constant(np.zeros(out_features, np.float32))
     flat = onnxscript.opset20.Reshape(codebook, _constant(np.array([-1], np.int64)))
@@ -213,6 +249,10 @@ def _translate(x: Any, codes: Any, scale: Any, codebook: Any, bias: Any, activat
         N=out_features,
         K=in_features,
         group_size=in_features // int(scale.shape[1]),
+        fold_scales=int(fold_scales),
+        prologue="",
+        epsilon=0.0,
+        epilogue="",
     )
 
 

@@ -45,6 +45,7 @@ def onnx_session(
     threads: int | None = None,
     library: bool = True,
     providers: Sequence[str] = DEFAULT_PROVIDERS,
+    optimize: bool = True,
 ) -> onnxruntime.InferenceSession:
     """Open an exported model with our kernels registered.
 
@@ -53,6 +54,7 @@ def onnx_session(
         threads: intra-op threads; None leaves the choice to ONNX Runtime.
         library: False runs the model-local functions, as an ONNX Runtime without our library does.
         providers: execution providers, first choice first.
+        optimize: False runs every operator as it is written in the file, in float32 as it stands there.
 
     Raises:
         InputError: no such file, or ONNX Runtime refuses it.
@@ -65,6 +67,8 @@ def onnx_session(
     options = onnxruntime.SessionOptions()
     if threads is not None:
         options.intra_op_num_threads = threads
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     # Between two steps the pipeline computes in PyTorch, on the cores that idle threads would spin on.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if library:

@@ -1,1 +1,1 @@
-"""Low-bit formats and the one op that every compressed linear runs on."""
+"""Low-bit formats and the ops that a compressed transformer runs on."""

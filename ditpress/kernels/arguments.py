@@ -1,4 +1,4 @@
-"""Checks of the arguments of ``ditpress::qlinear``, shared by every implementation of it."""
+"""Checks of the arguments of ``ditpress::qlinear`` and ``qlinear_fused``, for every implementation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ditpress.errors import InputError
-from ditpress.kernels.packing import packed_width
+from ditpress.kernels.packing import BITS, packed_width
 
 ACTIVATIONS = ("int8", "none")
 
@@ -14,9 +14,14 @@ MAX_GROUP = 2**17
 """Weights that may share a scale with int8 activations: 2**17 products of 127 * 128 still fit int32."""
 
 
-def bits_of(codebook: Tensor) -> int:
-    """Bits per code of a codebook ``[2**bits, d]``."""
-    return codebook.shape[0].bit_length() - 1
+def bits_of(codebook: Tensor) -> float:
+    """Bits per code of a codebook ``[entries, d]``: log2 of the entries, 1.6 for three of them."""
+    return BITS[codebook.shape[0]]
+
+
+def folds(scale: Tensor, activation: str, fold_scales: bool) -> bool:
+    """Whether ``fold_scales`` changes anything: only int8 activations and more than one group do."""
+    return fold_scales and activation == "int8" and scale.shape[1] > 1
 
 
 def check_input(x: Tensor) -> None:
@@ -33,23 +38,32 @@ def check_bias(bias: Tensor | None, out_features: int) -> None:
         )
 
 
-def check_weight(in_features: int, codes: Tensor, scale: Tensor, codebook: Tensor, activation: str) -> None:
+def check_weight(
+    in_features: int,
+    codes: Tensor,
+    scale: Tensor,
+    codebook: Tensor,
+    activation: str,
+    fold_scales: bool = False,
+) -> None:
     """Raise InputError unless the weight tensors fit each other, ``in_features`` and the activation."""
     if activation not in ACTIVATIONS:
         raise InputError(f"qlinear activation is {activation!r}, expected one of {', '.join(ACTIVATIONS)}")
-    if codebook.dtype != torch.int8 or codebook.dim() != 2 or codebook.shape[0] not in (2, 4, 16, 256):
+    if not isinstance(fold_scales, bool):
+        raise InputError(f"qlinear fold_scales is {fold_scales!r}, expected true or false")
+    if codebook.dtype != torch.int8 or codebook.dim() != 2 or int(codebook.shape[0]) not in BITS:
         raise InputError(
-            f"qlinear codebook is {codebook.dtype} {list(codebook.shape)}, expected torch.int8 [2**bits, d], "
-            "bits 1, 2, 4 or 8"
+            f"qlinear codebook is {codebook.dtype} {list(codebook.shape)}, expected torch.int8 [entries, d], "
+            f"entries one of {', '.join(map(str, BITS))}"
         )
-    bits, length = bits_of(codebook), codebook.shape[1]
+    entries, length = int(codebook.shape[0]), int(codebook.shape[1])  # constants, also of a symbolic trace
     if in_features < 1 or length < 1 or in_features % length:
         raise InputError(f"qlinear codebook vectors of {length} do not divide in_features={in_features}")
-    width = packed_width(in_features // length, bits)
+    width = packed_width(in_features // length, entries)
     if codes.dtype != torch.uint8 or codes.dim() != 2 or codes.shape[0] < 1 or codes.shape[1] != width:
         raise InputError(
             f"qlinear codes are {codes.dtype} {list(codes.shape)}, expected torch.uint8 [N, {width}] "
-            f"for in_features={in_features} in {bits} bits"
+            f"for in_features={in_features} and a codebook of {entries} x {length}"
         )
     out_features = codes.shape[0]
     if (
@@ -63,8 +77,58 @@ def check_weight(in_features: int, codes: Tensor, scale: Tensor, codebook: Tenso
             f"qlinear scale is {scale.dtype} {list(scale.shape)}, expected torch.float16 or torch.float32 "
             f"[{out_features}, G] with G a divisor of in_features={in_features}"
         )
-    if activation == "int8" and in_features // scale.shape[1] > MAX_GROUP:
+    if activation != "int8":
+        return
+    if folds(scale, activation, fold_scales):
+        if in_features > MAX_GROUP:
+            raise InputError(
+                f"qlinear with folded scales: sums over in_features={in_features} can overflow int32, "
+                f"expected at most {MAX_GROUP}: set fold_scales to false"
+            )
+    elif in_features // scale.shape[1] > MAX_GROUP:
         raise InputError(
             f"qlinear group of {in_features // scale.shape[1]} weights can overflow int32 sums, "
             f"expected at most {MAX_GROUP}: use smaller groups"
+        )
+
+
+def check_prologue(x: Tensor, shift: Tensor | None, modulation: Tensor | None, epsilon: float) -> None:
+    """Raise InputError unless ``shift`` and ``modulation`` are both None or fit ``x`` ``[B, ..., K]``."""
+    if (shift is None) != (modulation is None):
+        raise InputError("qlinear_fused takes shift and modulation together: give both or none")
+    if shift is None or modulation is None:
+        return
+    if not epsilon >= 0:
+        raise InputError(f"qlinear_fused epsilon is {epsilon}, expected 0 or more")
+    _check_per_sample("shift", shift, x, x.shape[-1])
+    _check_per_sample("modulation", modulation, x, x.shape[-1])
+
+
+def check_epilogue(
+    x: Tensor, out_features: int, gelu: bool, gate: Tensor | None, residual: Tensor | None
+) -> None:
+    """Raise InputError unless ``gate`` and ``residual`` are both None or fit the output, without ``gelu``."""
+    if (gate is None) != (residual is None):
+        raise InputError("qlinear_fused takes gate and residual together: give both or none")
+    if gate is None or residual is None:
+        return
+    if gelu:
+        raise InputError("qlinear_fused ends in gelu or in gate and residual, not in both: leave one out")
+    _check_per_sample("gate", gate, x, out_features)
+    shape = (*x.shape[:-1], out_features)
+    if residual.dtype != torch.float32 or residual.shape != shape:
+        raise InputError(
+            f"qlinear_fused residual is {residual.dtype} {list(residual.shape)}, "
+            f"expected torch.float32 {list(shape)} as the output"
+        )
+
+
+def _check_per_sample(name: str, value: Tensor, x: Tensor, width: int) -> None:
+    """One row for every sample of ``x`` ``[B, ..., K]``, or one for all of them."""
+    fits = value.dtype == torch.float32 and x.dim() >= 2 and value.shape[-1:] == (width,)
+    fits = fits and (value.dim() == 2 or (value.dim() == 3 and value.shape[1] == 1))
+    if not fits or (value.shape[0] != 1 and value.shape[0] != x.shape[0]):
+        raise InputError(
+            f"qlinear_fused {name} is {value.dtype} {list(value.shape)} for an input of {list(x.shape)}, "
+            f"expected torch.float32 [B, 1, {width}] or [B, {width}], B that of the input [B, ..., K] or 1"
         )

@@ -1,8 +1,8 @@
 """Number formats of low-bit weights, each a small table.
 
 Every weight is stored as ``W[n, k] ≈ scale[n, k // group] * codebook[code[n, k // d]][k % d]``. A format is
-the part of it that does not depend on the layer: bits per code, the codebook (int8 entries), the vector
-length d.
+the part of it that does not depend on the layer: the number of codebook entries, the vector length d and,
+where all layers share it, the codebook itself (int8 values).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ditpress.errors import InputError
+from ditpress.kernels.packing import BITS
 
 
 @dataclass(frozen=True)
@@ -22,38 +23,58 @@ class Format:
 
     Attributes:
         name: the name used in recipes and checkpoints.
-        bits: bits per code (1, 2, 4 or 8).
-        codebook: ``2**bits`` entries of ``vector_length`` integers in [-128, 127].
+        entries: of the codebook (2, 3, 4, 16, 64 or 256); it decides how codes are packed, see
+            :mod:`ditpress.kernels.packing`.
+        codebook: ``entries`` tuples of ``vector_length`` integers in [-128, 127]; None: there is no fixed
+            table, every layer brings its own.
+        vector_length: consecutive weights along K that one code describes (1: scalar quantization).
     """
 
     name: str
-    bits: int
-    codebook: tuple[tuple[int, ...], ...]
+    entries: int
+    codebook: tuple[tuple[int, ...], ...] | None = None
+    vector_length: int = 1
 
     def __post_init__(self) -> None:
-        if self.bits not in (1, 2, 4, 8):
-            raise InputError(f"format {self.name!r}: {self.bits} bits per code, expected 1, 2, 4 or 8")
-        if len(self.codebook) != 2**self.bits:
+        if self.entries not in BITS:
+            expected = ", ".join(map(str, BITS))
+            raise InputError(f"format {self.name!r}: {self.entries} entries, expected {expected}")
+        if self.vector_length < 1:
+            raise InputError(f"format {self.name!r}: vectors of {self.vector_length}, expected 1 or more")
+        if self.codebook is None:
+            return
+        if len(self.codebook) != self.entries:
             raise InputError(
-                f"format {self.name!r}: codebook of {len(self.codebook)} entries, expected {2**self.bits}"
+                f"format {self.name!r}: codebook of {len(self.codebook)} entries, expected {self.entries}"
             )
-        if len({len(entry) for entry in self.codebook}) != 1 or not self.codebook[0]:
-            raise InputError(f"format {self.name!r}: codebook entries must have one common length >= 1")
+        if any(len(entry) != self.vector_length for entry in self.codebook):
+            raise InputError(
+                f"format {self.name!r}: every codebook entry must hold {self.vector_length} integers"
+            )
         if any(not -128 <= value <= 127 for entry in self.codebook for value in entry):
             raise InputError(f"format {self.name!r}: codebook entries must be integers in [-128, 127]")
 
     @property
-    def vector_length(self) -> int:
-        """Consecutive weights along K that one code describes (1: scalar quantization)."""
-        return len(self.codebook[0])
+    def bits(self) -> float:
+        """Stored bits per code: log2 of the entries, 1.6 for three of them (five codes a byte)."""
+        return BITS[self.entries]
 
     @property
     def max_abs(self) -> int:
-        """Largest magnitude in the codebook."""
-        return max(abs(value) for entry in self.codebook for value in entry)
+        """Largest magnitude in the codebook; raises InputError as :meth:`codebook_tensor`."""
+        return int(self.codebook_tensor().int().abs().max())
 
     def codebook_tensor(self) -> Tensor:
-        """The codebook as int8 ``[2**bits, vector_length]`` on the CPU."""
+        """The codebook as int8 ``[entries, vector_length]`` on the CPU.
+
+        Raises:
+            InputError: the format has no fixed table.
+        """
+        if self.codebook is None:
+            raise InputError(
+                f"format {self.name} has no fixed codebook: every layer brings its own, "
+                f"give one of torch.int8 [{self.entries}, {self.vector_length}]"
+            )
         return torch.tensor(self.codebook, dtype=torch.int8)
 
 
@@ -95,15 +116,24 @@ def _normal_float() -> tuple[tuple[int, ...], ...]:
 FORMATS: dict[str, Format] = {
     fmt.name: fmt
     for fmt in (
-        Format("int8", 8, _integers(8)),
-        Format("int4", 4, _integers(4)),
-        Format("fp4-e2m1", 4, _minifloat(2, 1)),
-        Format("fp4-e1m2", 4, _minifloat(1, 2)),
-        Format("fp4-e3m0", 4, _minifloat(3, 0)),
-        Format("nf4", 4, _normal_float()),
+        Format("int8", 256, _integers(8)),
+        Format("int4", 16, _integers(4)),
+        Format("fp4-e2m1", 16, _minifloat(2, 1)),
+        Format("fp4-e1m2", 16, _minifloat(1, 2)),
+        Format("fp4-e3m0", 16, _minifloat(3, 0)),
+        Format("nf4", 16, _normal_float()),
+        Format("ternary", 3, ((-1,), (0,), (1,))),
+        Format("ternary-2bit", 4, ((-1,), (0,), (1,), (0,))),
+        Format("vq-256x4", 256, vector_length=4),
+        Format("vq-64x2", 64, vector_length=2),
     )
 }
-"""The known formats by name. int8 and int4 are offset codes: quantizers use -127..127 and -8..7."""
+"""The known formats by name.
+
+int8 and int4 are offset codes: quantizers use -127..127 and -8..7. ternary packs five codes a byte, 1.6 bits
+a weight; ternary-2bit takes 2 bits and never uses its fourth code. vq-256x4 and vq-64x2 (2 and 3 bits a
+weight) are vector quantization with a codebook per layer.
+"""
 
 
 def get_format(name: str) -> Format:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ditpress.errors import InputError
-from ditpress.kernels.arguments import check_bias, check_weight
+from ditpress.kernels.arguments import check_bias, check_weight, folds
 from ditpress.kernels.formats import Format, get_format
 from ditpress.kernels.packing import packed_width
 from ditpress.kernels.qlinear import qlinear
-from ditpress.kernels.reference import dequantize
+from ditpress.kernels.reference import dequantize, folded_weight
 
 Activation = Literal["int8", "none"]
 
@@ -27,9 +27,9 @@ class QuantizedLinear(nn.Module):
     """``y = x Wᵀ + b`` with ``W[n, k] = scale[n, k // group_size] * codebook[code[n, k // d]][k % d]``.
 
     Buffers (N = out_features, K = in_features, G = K / group_size):
-        codes: uint8 ``[N, ceil(K / d * bits / 8)]``, packed as in :func:`ditpress.kernels.packing.pack`.
+        codes: uint8 ``[N, packed_width(K / d, entries)]``, as in :func:`ditpress.kernels.packing.pack`.
         scale: float32 ``[N, 1]`` or float16 ``[N, G]``.
-        codebook: int8 ``[2**bits, d]``.
+        codebook: int8 ``[entries, d]``; that of the format, or the layer's own where the format has none.
         bias: float32 ``[N]`` or None.
 
     Their dtypes are part of the format: ``module.half()`` and the like move but never convert them; only the
@@ -40,6 +40,9 @@ class QuantizedLinear(nn.Module):
         format: the weight format or its name.
         in_features: K, which packed codes alone do not tell.
         activation: "int8" quantizes the input per token at run time, "none" multiplies in float32.
+        codebook: for formats without a fixed one (``vq-...``), and only for those.
+        fold_scales: with "int8" and groups, multiply the group scales into 8-bit weights: faster, one more
+            rounding of the weight (:mod:`ditpress.kernels.folding`). Else without effect.
     """
 
     codes: Tensor
@@ -55,17 +58,20 @@ class QuantizedLinear(nn.Module):
         in_features: int,
         bias: Tensor | None = None,
         activation: Activation = "int8",
+        codebook: Tensor | None = None,
+        fold_scales: bool = False,
     ) -> None:
         super().__init__()
         fmt = get_format(format) if isinstance(format, str) else format
-        codebook = fmt.codebook_tensor().to(codes.device)
-        check_weight(in_features, codes, scale, codebook, activation)
+        codebook = _codebook_of(fmt, codebook).to(codes.device)
+        check_weight(in_features, codes, scale, codebook, activation, fold_scales)
         check_bias(bias, codes.shape[0])
         self.in_features = in_features
         self.out_features = codes.shape[0]
         self.format = fmt.name
         self.group_size = in_features // scale.shape[1]
         self.activation = activation
+        self.fold_scales = fold_scales
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale)
         self.register_buffer("codebook", codebook)
@@ -81,8 +87,9 @@ class QuantizedLinear(nn.Module):
         activation: Activation,
         bias: bool,
         device: torch.device | str | None = None,
+        fold_scales: bool = False,
     ) -> QuantizedLinear:
-        """A layer of the right shapes whose numbers are still to be loaded (all codes and scales zero)."""
+        """A layer of the right shapes whose numbers are still to be loaded: zero, also its own codebook."""
         fmt = get_format(format) if isinstance(format, str) else format
         if group_size < 1 or in_features % group_size or in_features % fmt.vector_length:
             raise InputError(
@@ -91,7 +98,7 @@ class QuantizedLinear(nn.Module):
             )
         return cls(
             torch.zeros(
-                (out_features, packed_width(in_features // fmt.vector_length, fmt.bits)),
+                (out_features, packed_width(in_features // fmt.vector_length, fmt.entries)),
                 dtype=torch.uint8,
                 device=device,
             ),
@@ -104,18 +111,24 @@ class QuantizedLinear(nn.Module):
             in_features,
             bias=torch.zeros(out_features, dtype=torch.float32, device=device) if bias else None,
             activation=activation,
+            codebook=(
+                torch.zeros((fmt.entries, fmt.vector_length), dtype=torch.int8, device=device)
+                if fmt.codebook is None
+                else None
+            ),
+            fold_scales=fold_scales,
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., K]`` to ``[..., N]``, computed in float32, returned in the dtype of ``x``."""
-        if x.dtype == torch.float32:  # no casts in the exported graph
-            return qlinear(x, self.codes, self.scale, self.codebook, self.bias, self.activation)
-        y = qlinear(x.float(), self.codes, self.scale, self.codebook, self.bias, self.activation)
-        return y.to(x.dtype)
+        if x.dtype != torch.float32:  # no casts in the exported graph where none are needed
+            return self.forward(x.float()).to(x.dtype)
+        return qlinear(x, self.codes, self.scale, self.codebook, self.bias, self.activation, self.fold_scales)
 
     def dequantize(self) -> Tensor:
-        """The weight as float32 ``[N, K]``."""
-        return dequantize(self.codes, self.scale, self.codebook, self.in_features)
+        """The weight that the layer multiplies by, float32 ``[N, K]``; with folded scales the 8-bit one."""
+        weight = folded_weight if folds(self.scale, self.activation, self.fold_scales) else dequantize
+        return weight(self.codes, self.scale, self.codebook, self.in_features)
 
     def stored_bits(self) -> int:
         """Bits that the layer takes in a checkpoint: codes, scales, codebook and bias."""
@@ -124,7 +137,8 @@ class QuantizedLinear(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, format={self.format}, "
-            f"group_size={self.group_size}, activation={self.activation}, bias={self.bias is not None}"
+            f"group_size={self.group_size}, activation={self.activation}, bias={self.bias is not None}, "
+            f"fold_scales={self.fold_scales}"
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
@@ -135,3 +149,17 @@ class QuantizedLinear(nn.Module):
             if moved.dtype != kept.dtype:
                 setattr(self, name, kept.to(moved.device))
         return self
+
+
+def _codebook_of(format: Format, own: Tensor | None) -> Tensor:
+    if own is None:
+        return format.codebook_tensor()
+    if format.codebook is not None:
+        raise InputError(f"format {format.name} has a fixed codebook: leave the layer's own one out")
+    expected = (format.entries, format.vector_length)
+    if own.dtype != torch.int8 or own.shape != expected:
+        raise InputError(
+            f"codebook of format {format.name} is {own.dtype} {list(own.shape)}, "
+            f"expected torch.int8 {list(expected)}"
+        )
+    return own

@@ -11,7 +11,11 @@ same bits. For a row x of K values, an output n and its G groups of K/G weights:
 
 A row whose amax is below 2**-120 counts as zero (127 / amax would overflow): q = 0, a = 0. A row with a NaN
 or an infinity has no scale: its whole result is NaN. With activation "none" the products x * codebook are
-summed in float32, group by group, in any order; NaN and infinity go through by the rules of float arithmetic.
+summed group by group, in any order; kernels may round x to 2**-24 of its row's amax first. There too a row
+with a NaN or an infinity gives NaN.
+
+With ``fold_scales``, activation "int8" and G > 1 the weights and scales are first replaced by those of
+:mod:`ditpress.kernels.folding`, one group a channel; in all other cases it changes nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +23,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ditpress.kernels.arguments import bits_of
+from ditpress.kernels.arguments import folds
+from ditpress.kernels.folding import fold_scales as fold
 from ditpress.kernels.packing import unpack
 
 TINY = 2.0**-120
@@ -56,8 +61,20 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     return q, torch.where(finite, a, torch.nan)
 
 
+def folded_weight(codes: Tensor, scale: Tensor, codebook: Tensor, in_features: int) -> Tensor:
+    """The weight that a layer with folded scales multiplies by, float32 ``[N, K]``."""
+    w8, s1 = fold(_values(codes, codebook, in_features), scale, codebook)
+    return w8.float() * s1
+
+
 def qlinear_reference(
-    x: Tensor, codes: Tensor, scale: Tensor, codebook: Tensor, bias: Tensor | None, activation: str
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    codebook: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    fold_scales: bool = False,
 ) -> Tensor:
     """See :func:`ditpress.kernels.qlinear.qlinear`; arguments are taken as checked."""
     in_features, out_features = x.shape[-1], codes.shape[0]
@@ -70,11 +87,16 @@ def qlinear_reference(
         a: Tensor | None = None
         if activation == "int8":
             block, a = quantize_rows(block)
+        else:
+            block = torch.where(block.isfinite().all(dim=1, keepdim=True), block, torch.nan)
         for n in range(0, out_features, column_step):
             part = slice(n, n + column_step)
-            weights = _values(codes[part], codebook, in_features)
+            weights, factors = _values(codes[part], codebook, in_features), scale[part].float()
+            if folds(scale, activation, fold_scales):
+                w8, factors = fold(weights, factors, codebook)
+                weights = w8.float()
             addend = 0.0 if bias is None else bias[part]
-            total = _accumulate(block, weights, scale[part].float(), exact=a is not None)
+            total = _accumulate(block, weights, factors, exact=a is not None)
             y[first : first + row_step, part] = total + addend if a is None else _fma(total, a, addend)
     return y.view(*x.shape[:-1], out_features)
 
@@ -106,6 +128,6 @@ def _fma(a: Tensor, b: Tensor, c: Tensor | float) -> Tensor:
 
 def _values(codes: Tensor, codebook: Tensor, in_features: int) -> Tensor:
     """Codebook values of packed codes, float32 ``[n, K]``."""
-    bits, length = bits_of(codebook), codebook.shape[1]
-    index = unpack(codes, bits, in_features // length).int()
+    entries, length = codebook.shape
+    index = unpack(codes, entries, in_features // length).int()
     return codebook.float()[index].view(codes.shape[0], in_features)

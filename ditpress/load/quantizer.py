@@ -6,9 +6,10 @@ config.json of a compressed transformer holds::
         "layers": {name: {"format": "int4", "group_size": 64, "activation": "int8"}, ...},
         "shared": [[name, name, ...], ...]}
 
-``layers`` are the linears stored as ``QuantizedLinear``; each list of ``shared`` names submodules that are
-one object, stored under the first name only. Diffusers has no public hook for a new method: two dictionaries
-take it.
+``layers`` are the linears stored as ``QuantizedLinear``; ``"fold_scales": true`` stands only where group
+scales are folded. The codebook of a layer is stored with its codes, whatever the format. Each list of
+``shared`` names submodules that are one object, stored under the first name only. Diffusers has no public
+hook for a new method: two dictionaries take it.
 """
 
 from __future__ import annotations
@@ -68,11 +69,12 @@ class DitpressConfig(QuantizationConfigMixin):
                 continue
             first[id(module)] = name
             if isinstance(module, QuantizedLinear):
-                layers[name] = {
+                layer = {
                     "format": module.format,
                     "group_size": module.group_size,
                     "activation": module.activation,
                 }
+                layers[name] = layer | ({"fold_scales": True} if module.fold_scales else {})
         return cls(layers, list(shared.values()))
 
     def to_dict(self) -> dict[str, Any]:

@@ -53,6 +53,7 @@ def planned(denoiser: Denoiser, stages: tuple[Stage, ...]) -> nn.Module:
                 cast(Activation, layer.activation),
                 bias=linear.bias is not None,
                 device="meta",
+                fold_scales=layer.fold_scales,
             )
             replace_module(transformer, linear, empty)
     return transformer

@@ -12,10 +12,13 @@ from ditpress.compress.quantize.rtn import CLIP_RATIOS, round_to_nearest, search
 from ditpress.errors import InputError
 from ditpress.kernels.formats import FORMATS, Format
 
+SCALARS = [name for name, format in FORMATS.items() if format.vector_length == 1]
+
 
 def table(format: Format) -> np.ndarray:
     """The usable values: all but int8's -128."""
-    return np.array(sorted({value for (value,) in format.codebook if value >= -127}), dtype=np.float64)
+    values = format.codebook_tensor().flatten().tolist()
+    return np.array(sorted({value for value in values if value >= -127}), dtype=np.float64)
 
 
 def squared_error(group: np.ndarray, scale: float, values: np.ndarray) -> float:
@@ -33,7 +36,7 @@ def brute_force(group: np.ndarray, format: Format, dtype: type) -> float:
     return min(squared_error(group, sign * scale, values) for scale in scales for sign in signs)
 
 
-@pytest.mark.parametrize("name", list(FORMATS))
+@pytest.mark.parametrize("name", SCALARS)
 @pytest.mark.parametrize("group", [16, 48])
 def test_scale_is_the_best_clip_and_codes_are_nearest(name: str, group: int) -> None:
     format = FORMATS[name]
@@ -45,7 +48,7 @@ def test_scale_is_the_best_clip_and_codes_are_nearest(name: str, group: int) -> 
     groups = split_groups(weight, group)
     scale = search_scale(groups, format, torch.float16)
     codes = round_to_nearest(groups, scale, format)
-    entries = np.array([value for (value,) in format.codebook], dtype=np.float64)
+    entries = format.codebook_tensor()[:, 0].double().numpy()
     for row in range(12):
         for index in range(96 // group):
             values = groups[row, index].double().numpy()
@@ -82,7 +85,7 @@ def test_int8_never_stores_minus_128() -> None:
     assert bool((scale > 0).all())
 
 
-@pytest.mark.parametrize("name", list(FORMATS))
+@pytest.mark.parametrize("name", SCALARS)
 def test_zero_groups_stay_zero(name: str) -> None:
     format = FORMATS[name]
     weight = torch.zeros(3, 2, 16)
@@ -92,6 +95,25 @@ def test_zero_groups_stay_zero(name: str) -> None:
     values = format.codebook_tensor().double()[codes.long(), 0] * scale.double()[..., None]
     assert bool((values[weight == 0] == 0).all())
     assert values[1, 1].numpy() == pytest.approx(0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["ternary", "ternary-2bit"])
+def test_ternary_scale_is_the_optimum(name: str) -> None:
+    """Against every choice of the weights that are not zero, also where one weight dwarfs the others."""
+    format = FORMATS[name]
+    generator = np.random.default_rng(3)
+    weight = generator.normal(size=(40, 1, 9)).astype(np.float32)
+    weight[:20, 0, 0] *= 30
+    scale = search_scale(torch.from_numpy(weight), format, torch.float32)
+    codes = round_to_nearest(torch.from_numpy(weight), scale, format)
+    assert int(codes.max()) == 2  # the fourth code of ternary-2bit stays unused
+    values = (codes.double() - 1) * scale.double()[..., None]
+    subsets = (np.arange(1, 2**9)[:, None] >> np.arange(9) & 1).astype(np.float64)
+    for row in range(40):
+        size = np.abs(weight[row, 0]).astype(np.float64)
+        least = (size**2).sum() - ((subsets @ size) ** 2 / subsets.sum(1)).max()
+        error = float(((values[row, 0].numpy() - weight[row, 0]) ** 2).sum())
+        assert error == pytest.approx(least, rel=1e-5)
 
 
 @given(st.floats(1e-30, 1e3), st.integers(0, 2**31), st.sampled_from(["int4", "nf4", "int8"]))
@@ -117,6 +139,6 @@ def test_refusals_name_the_layer_and_the_remedy() -> None:
         split_groups(broken, 64, "blocks.0.fc")
     with pytest.raises(InputError, match="fc: weights up to 1e\\+06 need scales beyond"):
         search_scale(torch.full((1, 1, 4), 1e6), FORMATS["int4"], torch.float16, "fc")
-    vectors = Format("vq", 1, ((1, 2), (3, 4)))
-    with pytest.raises(InputError, match="vectors of 2 weights"):
-        search_scale(torch.ones(1, 1, 4), vectors, torch.float16)
+    for vectors in (Format("vq", 2, ((1, 2), (3, 4)), 2), FORMATS["vq-64x2"]):
+        with pytest.raises(InputError, match="vectors of 2 weights"):
+            search_scale(torch.ones(1, 1, 4), vectors, torch.float16)

@@ -28,7 +28,7 @@ def calls() -> list[dict[str, Any]]:
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, Any]]:
     """``exported(format, group, activation, target)``: path and module, made once: do not change them.
 
-    Format "float" is the plain DiT.
+    Format "float" is the plain DiT. Nothing is fused.
     """
 
     @functools.cache
@@ -38,7 +38,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Pa
         model = make_dit() if format == "float" else make_quantized(format, group, activation)
         folder = tmp_path_factory.mktemp("onnx")
         model.register_to_config(quantization_config={"quant_method": "ditpress"}, _name_or_path=str(folder))
-        path, _ = export_transformer(model, folder / "transformer", make_calls(), target=target)
+        path, _ = export_transformer(model, folder / "transformer", make_calls(), target=target, fuse=False)
         return path, model
 
     return export

@@ -44,6 +44,10 @@ def model_of(kind, in_features, group, arrays, rank):
         N=arrays["codes"].shape[0],
         K=in_features,
         group_size=group,
+        fold_scales=0,
+        prologue="",
+        epsilon=0.0,
+        epilogue="",
     )
     lead = [f"d{i}" for i in range(rank - 1)]
     graph = helper.make_graph(
@@ -62,9 +66,9 @@ def model_of(kind, in_features, group, arrays, rank):
 def case(format, in_features, group, half_scale, seed=0):
     rng = np.random.default_rng(seed)
     fmt = get_format(format)
-    codes = rng.integers(0, 2**fmt.bits, (24, in_features), dtype=np.uint8)
+    codes = rng.integers(0, fmt.entries, (24, in_features), dtype=np.uint8)
     arrays = {
-        "codes": pack(torch.from_numpy(codes), fmt.bits).numpy(),
+        "codes": pack(torch.from_numpy(codes), fmt.entries).numpy(),
         "scale": rng.uniform(0.001, 0.01, (24, in_features // group)).astype(
             np.float16 if half_scale else np.float32
         ),

@@ -18,7 +18,7 @@ from ditpress.export import onnx as exporter
 from ditpress.export.fixes import local_folders
 from ditpress.export.inputs import Signature
 from ditpress.export.onnx import export_transformer
-from ditpress.export.parity import compare
+from ditpress.export.parity import cases, compare
 from ditpress.export.session import onnx_library_path, onnx_session
 
 LIMIT = 1e-4  # of the output's range
@@ -43,7 +43,7 @@ def operators(path):
 def test_computes_what_torch_computes(exported, calls, format, group, activation, target, kind):
     path, model = exported(format, group, activation, target)
     for library in LIBRARIES:
-        parity = compare(onnx_session(path, library=library), model, calls, batch_sizes=(1, 2, 5))
+        parity = compare(onnx_session(path, library=library), cases(model, calls, (1, 2, 5)))
         assert parity.relative <= LIMIT
         assert parity.psnr > 90
     ours = {name for domain, name in operators(path) if domain == "ditpress"}
@@ -131,7 +131,7 @@ def test_nothing_of_this_machine_is_in_the_file(exported, target):
 
 def test_external_data_above_the_threshold(calls, tmp_path):
     model = make_quantized().train()
-    path, _ = export_transformer(model, tmp_path / "transformer", calls, external_data_bytes=1000)
+    path, _ = export_transformer(model, tmp_path / "transformer", calls, external_data_bytes=1000, fuse=False)
     assert sorted(file.name for file in path.parent.iterdir()) == [
         "config.json",
         "model.onnx",
@@ -142,7 +142,7 @@ def test_external_data_above_the_threshold(calls, tmp_path):
     assert codes
     assert all(uses_external_data(tensor) for tensor in codes)
     assert model.training  # as it was before
-    parity = compare(onnx_session(path), model.eval(), calls)  # after the folder was moved
+    parity = compare(onnx_session(path), cases(model.eval(), calls))  # after the folder was moved
     assert parity.relative <= LIMIT
 
 

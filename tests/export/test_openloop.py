@@ -11,7 +11,7 @@ from export_models import make_calls, make_quantized
 from onnx import numpy_helper
 
 from ditpress.export.openloop import compare_pieces
-from ditpress.export.parity import Parity, compare
+from ditpress.export.parity import Parity, cases, compare
 from ditpress.export.session import onnx_library_path, onnx_session
 
 LIBRARIES = [False] + ([True] if onnx_library_path() is not None else [])
@@ -49,6 +49,11 @@ def test_what_holds():
     assert not Parity(0.5, 1.0, 10.0, pieces=1e-6).holds(1e-4)  # beyond the quantization noise
     assert not Parity(math.nan, 1.0, math.nan, pieces=math.nan).holds(1e-4)
     assert Parity(0.0, 0.0, math.inf).holds(1e-4)
+    assert Parity(1e-3, 1.0, 60.0, fusion=1e-6).holds(1e-4)
+    assert Parity(1e-3, 1.0, 60.0, pieces=1e-6, fusion=0.0).holds(1e-4)
+    assert not Parity(1e-3, 1.0, 10.0, fusion=1e-6).holds(1e-4)
+    assert not Parity(1e-6, 1.0, 90.0, fusion=2e-5).holds(1e-4)
+    assert not Parity(1e-6, 1.0, 90.0, fusion=math.nan).holds(1e-4)
 
 
 def test_psnr_and_range_by_hand(exported, monkeypatch):
@@ -57,7 +62,7 @@ def test_psnr_and_range_by_hand(exported, monkeypatch):
     with torch.no_grad():
         expected = model(**call)[0]
     monkeypatch.setattr("ditpress.export.parity.run_session", lambda *_: expected + 0.25)
-    parity = compare(onnx_session(path), model, [call], batch_sizes=(1,))
+    parity = compare(onnx_session(path), cases(model, [call], (1,)))
     spread = float(expected.max() - expected.min())
     assert parity.max_abs == pytest.approx(0.25, rel=1e-5)
     assert parity.relative == pytest.approx(0.25 / spread, rel=1e-5)

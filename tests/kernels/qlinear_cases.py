@@ -14,7 +14,9 @@ from ditpress.kernels.cpu.weights import PackedWeight
 from ditpress.kernels.formats import FORMATS
 from ditpress.kernels.packing import pack
 
-SCALARS = [name for name, fmt in FORMATS.items() if fmt.vector_length == 1]
+ALL = list(FORMATS)
+LIBRARY = [name for name, fmt in FORMATS.items() if fmt.vector_length == 1 and fmt.entries in (16, 256)]
+"""What the C++ kernels take; the definition takes all."""
 
 
 @dataclass
@@ -43,33 +45,57 @@ def make_case(
     bias: bool = True,
     magnitude: float = 1.0,
 ) -> Case:
-    """Random codes, scales and inputs of the given sizes."""
+    """Random codes, scales and inputs of the given sizes; a random codebook where the format has none."""
     fmt = FORMATS[name]
     generator = torch.Generator().manual_seed(seed)
-    codes = torch.randint(0, 2**fmt.bits, (out_features, group * groups), generator=generator)
+    count = group * groups // fmt.vector_length
+    codes = torch.randint(0, fmt.entries, (out_features, count), generator=generator)
+    own = torch.randint(-128, 128, (fmt.entries, fmt.vector_length), generator=generator).to(torch.int8)
     scale = torch.rand(out_features, groups, generator=generator) * 0.1 + 0.01
     return Case(
         torch.randn(rows, group * groups, generator=generator) * magnitude,
-        pack(codes.to(torch.uint8), fmt.bits),
+        pack(codes.to(torch.uint8), fmt.entries),
         scale.half() if half else scale,
-        fmt.codebook_tensor(),
+        own if fmt.codebook is None else fmt.codebook_tensor(),
         torch.randn(out_features, generator=generator) if bias else None,
     )
 
 
-def weights64(case: Case) -> np.ndarray:
-    """The weight in float64, ``[N, K]``, unpacked by numpy."""
-    n, k = case.codes.shape[0], case.x.shape[-1]
+def values64(case: Case) -> np.ndarray:
+    """The codebook values of the weight, int64 ``[N, K]``, unpacked by numpy."""
+    (entries, length), rows = case.codebook.shape, case.codes.shape[0]
     packed = case.codes.numpy()
-    codes = (
-        packed if case.codebook.shape[0] == 256 else np.stack([packed & 15, packed >> 4], -1).reshape(n, -1)
-    )
-    values = case.codebook.numpy().astype(np.float64)[codes[:, :k], 0]
-    scale = case.scale.double().numpy()
-    return values * np.repeat(scale, k // scale.shape[1], axis=1)
+    if entries == 3:
+        codes = (packed[..., None] // 3 ** np.arange(5) % 3).reshape(rows, -1)
+    else:
+        bits = entries.bit_length() - 1
+        stream = np.unpackbits(packed, axis=1, bitorder="little")
+        stream = stream[:, : stream.shape[1] // bits * bits].reshape(rows, -1, bits)
+        codes = (stream.astype(np.int64) << np.arange(bits)).sum(-1)
+    k = case.x.shape[-1]
+    return case.codebook.numpy().astype(np.int64)[codes[:, : k // length]].reshape(rows, k)
 
 
-def expected64(case: Case, activation: str) -> tuple[np.ndarray, np.ndarray]:
+def weights64(case: Case, fold: bool = False) -> np.ndarray:
+    """The weight in float64, ``[N, K]``."""
+    values, scale = values64(case), case.scale.numpy().astype(np.float32)
+    group = values.shape[1] // scale.shape[1]
+    if not fold:
+        return values * np.repeat(scale.astype(np.float64), group, axis=1)
+    factors, s1 = fold_factors(scale, case.codebook.numpy())
+    w8 = np.clip((values * np.repeat(factors, group, axis=1) + 64) // 128, -128, 127)
+    return w8 * s1.astype(np.float64)
+
+
+def fold_factors(scale: np.ndarray, codebook: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``gs`` int64 ``[N, G]`` and ``s1`` float32 ``[N, 1]``, in numpy's float32."""
+    largest = np.float32(np.abs(codebook.astype(np.int64)).max())
+    s1 = np.abs(scale).max(axis=1, keepdims=True) * largest / np.float32(127)
+    safe = np.where(s1 == 0, np.float32(1), s1)
+    return np.where(s1 == 0, 0, np.rint(np.float32(128) * scale / safe)).astype(np.int64), s1
+
+
+def expected64(case: Case, activation: str, fold: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """The result in float64 ``[M, N]``, and the sum of magnitudes that rounding errors are relative to."""
     x = case.x.numpy()
     if activation == "int8":
@@ -80,7 +106,7 @@ def expected64(case: Case, activation: str) -> tuple[np.ndarray, np.ndarray]:
         rows = q.astype(np.float64) * (amax / np.float32(127))
     else:
         rows = x.astype(np.float64)
-    weights = weights64(case)
+    weights = weights64(case, fold and activation == "int8")
     bias = 0.0 if case.bias is None else case.bias.double().numpy()
     return rows @ weights.T + bias, np.abs(rows) @ np.abs(weights).T + np.abs(bias)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from qlinear_cases import SCALARS, Case, expected64, make_case, supported_paths
+from qlinear_cases import LIBRARY, Case, expected64, make_case, supported_paths
 from torch import Tensor
 
 from ditpress.errors import InputError
@@ -42,7 +42,7 @@ def test_this_machine_runs_something() -> None:
 @pytest.mark.parametrize("path", PATHS)
 @settings(max_examples=120, deadline=None)
 @given(
-    name=st.sampled_from(SCALARS),
+    name=st.sampled_from(LIBRARY),
     activation=st.sampled_from(["int8", "none"]),
     rows=st.one_of(st.integers(0, 30), st.sampled_from([255, 256, 300])),
     out_features=st.integers(1, 150),

@@ -20,7 +20,7 @@ NF4 = [
 
 
 def scalars(name: str) -> list[int]:
-    return [entry[0] for entry in get_format(name).codebook]
+    return get_format(name).codebook_tensor()[:, 0].tolist()
 
 
 def test_integers_are_offset_codes() -> None:
@@ -62,28 +62,50 @@ def test_nf4_matches_the_paper_and_normal_quantiles() -> None:
     assert scalars("nf4") == np.rint(127 * expected / expected.max()).astype(int).tolist()
 
 
+def test_ternary() -> None:
+    assert scalars("ternary") == [-1, 0, 1]
+    assert scalars("ternary-2bit")[:3] == [-1, 0, 1]
+    assert (get_format("ternary").bits, get_format("ternary-2bit").bits) == (1.6, 2)
+
+
 def test_properties() -> None:
     for name, fmt in FORMATS.items():
         assert fmt.name == name
+        assert fmt.bits == (1.6 if fmt.entries == 3 else np.log2(fmt.entries))
+        if fmt.codebook is None:
+            continue
         table = fmt.codebook_tensor()
         assert table.dtype == torch.int8
-        assert tuple(table.shape) == (2**fmt.bits, fmt.vector_length)
+        assert tuple(table.shape) == (fmt.entries, fmt.vector_length)
         assert fmt.max_abs == int(table.int().abs().max())
-    assert Format("vq", 2, ((0, 1, 2), (3, 4, 5), (-6, 7, 8), (9, 1, 2))).vector_length == 3
+    assert Format("vq", 4, ((0, 1, 2), (3, 4, 5), (-6, 7, 8), (9, 1, 2)), 3).bits == 2
 
 
 @pytest.mark.parametrize(
-    ("bits", "codebook", "message"),
+    ("name", "entries", "length", "bits"), [("vq-256x4", 256, 4, 8), ("vq-64x2", 64, 2, 6)]
+)
+def test_vector_formats_have_no_table(name: str, entries: int, length: int, bits: int) -> None:
+    fmt = get_format(name)
+    assert (fmt.entries, fmt.vector_length, fmt.bits, fmt.codebook) == (entries, length, bits, None)
+    with pytest.raises(InputError, match=rf"{name} .* give one of torch.int8 \[{entries}, {length}\]"):
+        fmt.codebook_tensor()
+
+
+@pytest.mark.parametrize(
+    ("entries", "codebook", "length", "message"),
     [
-        (3, ((0,),) * 8, "3 bits"),
-        (1, ((0,),), "codebook of 1 entries, expected 2"),
-        (1, ((0,), (0, 1)), "one common length"),
-        (1, ((0,), (200,)), r"\[-128, 127\]"),
+        (8, ((0,),) * 8, 1, "8 entries, expected 2, 3, 4, 16, 64, 256"),
+        (2, ((0,),), 1, "codebook of 1 entries, expected 2"),
+        (2, ((0,), (0, 1)), 1, "must hold 1 integers"),
+        (2, ((0,), (200,)), 1, r"\[-128, 127\]"),
+        (2, None, 0, "vectors of 0"),
     ],
 )
-def test_bad_formats_are_refused(bits: int, codebook: tuple[tuple[int, ...], ...], message: str) -> None:
+def test_bad_formats_are_refused(
+    entries: int, codebook: tuple[tuple[int, ...], ...] | None, length: int, message: str
+) -> None:
     with pytest.raises(InputError, match=message):
-        Format("bad", bits, codebook)
+        Format("bad", entries, codebook, length)
 
 
 def test_unknown_name_lists_the_known_ones() -> None:

@@ -11,7 +11,7 @@ import weakref
 
 import pytest
 import torch
-from qlinear_cases import make_case, supported_paths
+from qlinear_cases import ALL, make_case, supported_paths
 
 from ditpress.errors import InputError
 from ditpress.kernels import cpu
@@ -26,9 +26,10 @@ OP = torch.ops.ditpress.qlinear.default
 
 @pytest.mark.parametrize("activation", ["int8", "none"])
 @pytest.mark.parametrize("bias", [True, False])
-def test_opcheck(activation: str, bias: bool) -> None:
+@pytest.mark.parametrize("fold", [False, True])
+def test_opcheck(activation: str, bias: bool, fold: bool) -> None:
     case = make_case("fp4-e2m1", 6, 10, 16, 2, half=True, bias=bias)
-    torch.library.opcheck(OP, case.arguments(activation))
+    torch.library.opcheck(OP, (*case.arguments(activation), fold))
 
 
 def test_leading_dimensions_and_strides() -> None:
@@ -48,18 +49,20 @@ def test_op_equals_its_definition() -> None:
     assert torch.equal(qlinear(*case.arguments("int8")), qlinear_reference(*case.arguments("int8")))
 
 
-def test_vector_codebooks_run_too() -> None:
-    """No C++ kernel yet: the op goes to the definition."""
-    codebook = torch.randint(-9, 9, (256, 4), dtype=torch.int8)
-    arguments = (
-        torch.randn(3, 16),
-        torch.randint(0, 256, (5, 4)).to(torch.uint8),
-        torch.rand(5, 1),
-        codebook,
-        None,
-        "int8",
-    )
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("fold", [False, True])
+def test_every_coding_equals_its_definition(name: str, fold: bool) -> None:
+    arguments = (*make_case(name, 5, 9, 16, 3, half=True).arguments("int8"), fold)
     assert torch.equal(qlinear(*arguments), qlinear_reference(*arguments))
+
+
+def test_folding_matters_only_with_groups_and_int8() -> None:
+    grouped, single = make_case("int4", 5, 9, 16, 3), make_case("int4", 5, 9, 48, 1)
+    exact, folded = (qlinear(*grouped.arguments("int8"), fold) for fold in (False, True))
+    assert not torch.equal(folded, exact)
+    torch.testing.assert_close(folded, exact, rtol=0, atol=0.01 * float(exact.abs().max()))
+    for arguments in (single.arguments("int8"), grouped.arguments("none"), single.arguments("none")):
+        assert torch.equal(qlinear(*arguments, True), qlinear(*arguments, False))
 
 
 @needs_library
@@ -107,6 +110,9 @@ def test_packed_copy_dies_with_the_codes() -> None:
         ({"scale": torch.zeros(8, 3)}, r"scale is torch.float32 \[8, 3\]"),
         ({"scale": torch.zeros(8, 2, dtype=torch.bfloat16)}, "scale is torch.bfloat16"),
         ({"codebook": torch.zeros(15, 1, dtype=torch.int8)}, r"codebook is torch.int8 \[15, 1\]"),
+        ({"codebook": torch.zeros(64, 1, dtype=torch.int8)}, r"expected torch.uint8 \[N, 24\]"),
+        ({"codebook": torch.zeros(3, 1, dtype=torch.int8)}, r"expected torch.uint8 \[N, 7\]"),
+        ({"codebook": torch.zeros(16, 3, dtype=torch.int8)}, "vectors of 3 do not divide in_features=32"),
         ({"bias": torch.zeros(7)}, r"bias is torch.float32 \[7\], expected torch.float32 \[8\]"),
         ({"activation": "int4"}, "activation is 'int4'"),
     ],
@@ -132,6 +138,12 @@ def test_groups_that_could_overflow_are_refused() -> None:
             None,
             "int8",
         )
+    k = 2**17 + 2
+    folded = (torch.zeros(1, k), torch.zeros(1, k, dtype=torch.uint8), torch.ones(1, 2))
+    table = torch.zeros(256, 1, dtype=torch.int8)
+    with pytest.raises(InputError, match=r"folded scales: .* set fold_scales to false"):
+        qlinear(*folded, table, None, "int8", True)
+    assert qlinear(*folded, table, None, "int8").item() == 0
 
 
 SCRIPT = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from qlinear_cases import SCALARS, expected64, make_case, weights64
+from qlinear_cases import ALL, expected64, make_case, weights64
 
 from ditpress.kernels import reference
 from ditpress.kernels.packing import pack
@@ -14,13 +14,14 @@ from ditpress.kernels.reference import dequantize, qlinear_reference, quantize_r
 EPS = 2.0**-23
 
 
+@pytest.mark.parametrize("fold", [False, True])
 @pytest.mark.parametrize("activation", ["int8", "none"])
-@pytest.mark.parametrize(("group", "groups"), [(48, 1), (16, 3), (7, 4), (1, 5)])
-@pytest.mark.parametrize("name", SCALARS)
-def test_reference_against_float64(name: str, group: int, groups: int, activation: str) -> None:
+@pytest.mark.parametrize(("group", "groups"), [(48, 1), (16, 3), (7, 4), (1, 8)])
+@pytest.mark.parametrize("name", ALL)
+def test_reference_against_float64(name: str, group: int, groups: int, activation: str, fold: bool) -> None:
     case = make_case(name, 9, 11, group, groups, half=groups > 1)
-    expected, size = expected64(case, activation)
-    y = qlinear_reference(*case.arguments(activation)).numpy()
+    expected, size = expected64(case, activation, fold and groups > 1)
+    y = qlinear_reference(*case.arguments(activation), fold).numpy()
     # int8: one rounding per group and one at the end. none: K products and additions.
     steps = groups + 1 if activation == "int8" else group * groups + 2
     assert np.all(np.abs(y - expected) <= steps * EPS * size)
@@ -63,7 +64,7 @@ def test_large_groups_stay_exact() -> None:
     k = 4096
     x = torch.ones(1, k)
     x[0, 0] = 1 / 127  # quantized to 1 beside 127
-    codes = pack(torch.full((1, k), 255, dtype=torch.uint8), 8)
+    codes = pack(torch.full((1, k), 255, dtype=torch.uint8), 256)
     codebook = torch.arange(-128, 128, dtype=torch.int8).unsqueeze(1)
     y = qlinear_reference(x, codes, torch.ones(1, 1), codebook, None, "int8")
     exact = 127 * (127 * (k - 1) + 1)
@@ -79,8 +80,8 @@ def test_vector_codebook() -> None:
     scale, x = torch.rand(3, 2, generator=generator), torch.randn(2, 24, generator=generator)
     weight = codebook.double()[codes.long()].reshape(3, 2, 12) * scale.double()[..., None]
     weight = weight.reshape(3, 24)
-    assert torch.equal(dequantize(pack(codes, 4), scale, codebook, 24), weight.float())
-    y = qlinear_reference(x, pack(codes, 4), scale, codebook, None, "none")
+    assert torch.equal(dequantize(pack(codes, 16), scale, codebook, 24), weight.float())
+    y = qlinear_reference(x, pack(codes, 16), scale, codebook, None, "none")
     torch.testing.assert_close(y.double(), x.double() @ weight.T, rtol=1e-5, atol=1e-4)
 
 

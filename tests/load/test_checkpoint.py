@@ -17,6 +17,7 @@ from torch import nn
 
 from ditpress.errors import InputError
 from ditpress.kernels.linear import QuantizedLinear
+from ditpress.kernels.random_weights import random_linear
 from ditpress.load import Denoiser, Role, load_compressed, load_denoiser, save_pipeline, save_transformer
 from ditpress.load import checkpoint as checkpoint_module
 from ditpress.load.weights import load_transformer
@@ -24,16 +25,21 @@ from ditpress.load.weights import load_transformer
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def quantize(model: nn.Module, names: list[str], format: str, group: int, activation: str) -> None:
+def quantize(
+    model: nn.Module, names: list[str], format: str, group: int, activation: str, fold_scales: bool = False
+) -> None:
     """Random codes and scales in the places of ``names``: what is stored must come back, whatever it is."""
-    generator = torch.Generator().manual_seed(1)
     for name in names:
         linear = model.get_submodule(name)
-        layer = QuantizedLinear.empty(
-            linear.in_features, linear.out_features, format, group, activation, linear.bias is not None
+        layer = random_linear(
+            linear.in_features,
+            linear.out_features,
+            format,
+            group,
+            activation,
+            bias=linear.bias is not None,
+            fold_scales=fold_scales,
         )
-        layer.codes.copy_(torch.randint(1, 256, layer.codes.shape, generator=generator))
-        layer.scale.copy_(torch.rand(layer.scale.shape, generator=generator) * 0.01 + 0.001)
         if linear.bias is not None:
             layer.bias.copy_(linear.bias)
         parent, _, child = name.rpartition(".")
@@ -48,6 +54,9 @@ def compressed() -> Denoiser:
     quantize(model, [n for n, r in roles.items() if r in (Role.QKV, Role.MLP_IN)], "int4", 8, "int8")
     quantize(model, [n for n, r in roles.items() if r is Role.MODULATION], "int8", 16, "none")
     quantize(model, ["transformer_blocks.1.ff.net.2"], "fp4-e2m1", 16, "none")
+    quantize(model, ["transformer_blocks.0.ff.net.2"], "vq-256x4", 16, "int8", True)
+    quantize(model, ["transformer_blocks.0.attn1.to_out.0"], "ternary", 16, "int8")
+    quantize(model, ["transformer_blocks.1.attn1.to_out.0"], "vq-64x2", 8, "none")
     return denoiser
 
 
@@ -82,6 +91,9 @@ def test_codes_and_scales_keep_their_dtype_in_bfloat16(compressed: Denoiser, tmp
     )
     for name in ("codes", "scale", "codebook", "bias"):
         assert torch.equal(getattr(layer, name), getattr(original, name)), name
+    own = loaded.get_submodule("transformer_blocks.0.ff.net.2")
+    assert own.codebook.dtype == torch.int8
+    assert int(own.codebook.abs().max()) > 0
 
 
 def test_config_says_what_is_quantized(compressed: Denoiser, tmp_path: Path) -> None:
@@ -94,6 +106,12 @@ def test_config_says_what_is_quantized(compressed: Denoiser, tmp_path: Path) -> 
         "format": "int4",
         "group_size": 8,
         "activation": "int8",
+    }
+    assert config["layers"]["transformer_blocks.0.ff.net.2"] == {
+        "format": "vq-256x4",
+        "group_size": 16,
+        "activation": "int8",
+        "fold_scales": True,
     }
     assert config["shared"] == [["transformer_blocks.0.norm1.emb", "transformer_blocks.1.norm1.emb"]]
 

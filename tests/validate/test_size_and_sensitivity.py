@@ -48,7 +48,7 @@ def quantize_int8(linear: nn.Linear) -> QuantizedLinear:
     scale = linear.weight.detach().abs().amax(1, keepdim=True) / 127
     codes = (torch.round(linear.weight.detach() / scale) + 128).to(torch.uint8)
     bias = None if linear.bias is None else linear.bias.detach().clone()
-    return QuantizedLinear(pack(codes, 8), scale, "int8", linear.in_features, bias, "none")
+    return QuantizedLinear(pack(codes, 256), scale, "int8", linear.in_features, bias, "none")
 
 
 @pytest.fixture

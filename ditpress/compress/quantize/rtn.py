@@ -1,4 +1,5 @@
-"""Round to nearest: the scale of every group by the best clip in squared error, then the nearest entry.
+"""Round to nearest: the scale of every group by the best clip in squared error (of ternary tables: by the
+exact optimum), then the nearest entry.
 
 Pure mathematics, tensors in and tensors out. ``W[n, g, i] ~ scale[n, g] * codebook[code[n, g, i]]``.
 """
@@ -11,6 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ditpress.compress.quantize.ternary import ternary_scale
 from ditpress.errors import InputError
 from ditpress.kernels.formats import Format
 
@@ -29,21 +31,18 @@ class _Grid:
     """
 
     def __init__(self, format: Format) -> None:
-        if format.vector_length != 1:
-            raise InputError(
-                f"format {format.name} holds vectors of {format.vector_length} weights; round to nearest "
-                "takes formats of single values, such as int4 or fp4-e2m1"
-            )
+        check_format(format)
         # -128 has no positive counterpart in int8, and kernels negate entries: it stays unused.
         entries: dict[int, int] = {}
-        for code, (value,) in enumerate(format.codebook):
+        for code, value in enumerate(format.codebook_tensor().flatten().tolist()):
             if value >= -127:
-                entries.setdefault(value, code)  # of +0 and -0 the first
+                entries.setdefault(value, code)  # of +0 and -0 the first, as of ternary-2bit's two zeros
         values = sorted(entries)
         self.low, self.high = values[0], values[-1]
         self.largest = max(-self.low, self.high)
         # The side that a group's largest weight is scaled to; the other side may reach further (int4: -8).
         self.anchor = min(-self.low, self.high) if min(-self.low, self.high) > 0 else self.largest
+        self.ternary = values == [-1, 0, 1]
         self.uniform = values == list(range(self.low, self.high + 1))
         self.values = torch.tensor(values, dtype=torch.float32)
         self.codes = torch.tensor([entries[value] for value in values], dtype=torch.uint8)
@@ -77,6 +76,15 @@ def _grid(format: Format) -> _Grid:
     return _Grid(format)
 
 
+def check_format(format: Format) -> None:
+    """Raise InputError unless round to nearest can take ``format``: single values from a fixed table."""
+    if format.vector_length != 1 or format.codebook is None:
+        raise InputError(
+            f"format {format.name} holds vectors of {format.vector_length} weights; round to nearest "
+            "takes formats of single values, such as int4 or fp4-e2m1"
+        )
+
+
 def split_groups(weight: Tensor, group_size: int, name: str = "weight") -> Tensor:
     """``weight`` [N, K] as float32 [N, K // group_size, group_size].
 
@@ -98,6 +106,8 @@ def split_groups(weight: Tensor, group_size: int, name: str = "weight") -> Tenso
 
 def search_scale(weight: Tensor, format: Format, dtype: torch.dtype, name: str = "weight") -> Tensor:
     """The scale of every group that gives the least squared error among the clips of ``CLIP_RATIOS``.
+
+    A ternary table gets the best scale there is, by :mod:`ditpress.compress.quantize.ternary`.
 
     Args:
         weight: float32 [N, G, g].
@@ -147,6 +157,9 @@ def _search(groups: Tensor, absmax: Tensor, grid: _Grid, dtype: torch.dtype) -> 
     """Best scale, ``dtype`` [R], for ``groups`` float32 [R, g]."""
     # The least scale that is stored exactly and whose reciprocal is finite in float32.
     smallest = 2.0**-24 if dtype == torch.float16 else torch.finfo(dtype).tiny
+    if grid.ternary:
+        scale = ternary_scale(groups).clamp_(min=smallest)
+        return scale.masked_fill_(absmax == 0, 0.0).to(dtype)
     weights = groups.t().contiguous()  # [g, R]: the scales then run along the fast axis, whatever the group
     scratch = torch.empty_like(
         weights

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, StrictBool, field_validator
 
 from ditpress.compress.schema import Settings
 from ditpress.errors import InputError
@@ -12,11 +12,16 @@ from ditpress.kernels.formats import get_format
 
 
 class WeightSpec(Settings):
-    """A weight format and how many weights along K share one scale."""
+    """A weight format, how many weights along K share one scale, and what kernels do with the scales."""
 
-    format: str = Field(description="name of a format: int8, int4, fp4-e2m1, nf4, ...")
+    format: str = Field(description="name of a format: int8, int4, fp4-e2m1, nf4, ternary, ...")
     group: int | Literal["channel"] = Field(
         description='weights per scale, or "channel": one scale per output row'
+    )
+    fold_scales: StrictBool = Field(
+        default=False,
+        description="multiply group scales into 8-bit weights: the fastest kernel, one more rounding to "
+        "8 bits; only matters for groups with int8 activations",
     )
 
     @field_validator("format")

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ditpress.compress.quantize.rtn import round_to_nearest, search_scale, split_groups
+from ditpress.compress.quantize.rtn import check_format, round_to_nearest, search_scale, split_groups
 from ditpress.compress.quantize.spec import WeightSpec
 from ditpress.compress.stage import LayerFormat, Stage, register_stage
 from ditpress.errors import InputError
@@ -53,8 +53,8 @@ class Quantize(Stage):
         """Format of every linear that this stage will replace, by full name, in the order of the model.
 
         Raises:
-            InputError: a ``skip`` pattern that matches no layer, a group that does not divide K, or no layer
-            left.
+            InputError: a ``skip`` pattern that matches no layer, a group that does not divide K, a format
+            that round to nearest cannot take, or no layer left.
         """
         transformer = denoiser.transformer
         roles = denoiser.anatomy.linears(transformer)
@@ -72,7 +72,10 @@ class Quantize(Stage):
             group = spec.group_size(module.in_features)
             if module.in_features % group:
                 split_groups(module.weight, group, name)  # raises, with the groups that would fit
-            formats[name] = LayerFormat(spec.format, group, "none" if modulation else self.activations)
+            activation = "none" if modulation else self.activations
+            fold = spec.fold_scales and activation == "int8" and group < module.in_features
+            check_format(get_format(spec.format))
+            formats[name] = LayerFormat(spec.format, group, activation, fold)
         if not formats:
             raise InputError(
                 "quantize: every layer is kept or skipped; shorten quantize.keep or quantize.skip"
@@ -102,8 +105,16 @@ def quantize_linear(linear: nn.Linear, layer: LayerFormat, name: str = "weight")
     codes = round_to_nearest(weight, scale, format).reshape(linear.out_features, linear.in_features)
     bias = None if linear.bias is None else linear.bias.detach().float().clone()
     activation = cast(Any, layer.activation)
-    packed = pack(codes, format.bits)
-    return QuantizedLinear(packed.to(device), scale.to(device), format, linear.in_features, bias, activation)
+    packed = pack(codes, format.entries)
+    return QuantizedLinear(
+        packed.to(device),
+        scale.to(device),
+        format,
+        linear.in_features,
+        bias,
+        activation,
+        fold_scales=layer.fold_scales,
+    )
 
 
 def replace_module(root: nn.Module, old: nn.Module, new: nn.Module) -> None:

@@ -2,8 +2,9 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
 #include <new>
+
+#include "pages.h"
 
 namespace ditpress {
 
@@ -14,26 +15,23 @@ class Buffer {
   explicit Buffer(int64_t count) { reserve(count); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
-  ~Buffer() { std::free(raw_); }
+  ~Buffer() { give_pages(data_, bytes()); }
 
   void reserve(int64_t count) {
     if (count <= count_) return;
-    std::free(raw_);
-    raw_ = nullptr;
+    give_pages(data_, bytes());
+    data_ = nullptr;
     count_ = 0;
-    raw_ = std::calloc(static_cast<size_t>(count) * sizeof(T) + kLine, 1);
-    if (!raw_) throw std::bad_alloc();
+    data_ = static_cast<T*>(take_pages(static_cast<size_t>(count) * sizeof(T)));
+    if (!data_) throw std::bad_alloc();
     count_ = count;
   }
-  T* data() { return const_cast<T*>(static_cast<const Buffer*>(this)->data()); }
-  const T* data() const {
-    return reinterpret_cast<const T*>((reinterpret_cast<uintptr_t>(raw_) + kLine - 1) / kLine * kLine);
-  }
-  int64_t bytes() const { return count_ * static_cast<int64_t>(sizeof(T)); }
+  T* data() { return data_; }
+  const T* data() const { return data_; }
+  size_t bytes() const { return static_cast<size_t>(count_) * sizeof(T); }
 
  private:
-  static constexpr uintptr_t kLine = 64;
-  void* raw_ = nullptr;
+  T* data_ = nullptr;
   int64_t count_ = 0;
 };
 

@@ -65,6 +65,7 @@ struct Int8Job {
   const float* row_scale;     // [m]
   const int32_t* start;       // [groups][m]: first value of the accumulators, -offset * sum of the group
   int64_t m;
+  int64_t parts;              // a tile holds whole multiples of this many rows
   int64_t tiles, first_tile, last_tile;
   float* y;  // column of the panel in row 0
   int64_t y_stride;
@@ -74,24 +75,7 @@ struct Int8Job {
   int64_t next_bytes;
 };
 
-// One panel against float rows.
-struct FloatJob {
-  const uint8_t* weights;  // decoded bytes, or packed nibbles when `nibbles`
-  const uint8_t* table;
-  bool nibbles;
-  int64_t groups;
-  int64_t group_chunks;
-  const float* scale;
-  const float* bias;
-  const float* x;  // [m][padded K]
-  int64_t m;
-  float* y;
-  int64_t y_stride;
-  int columns;
-  Epilogue epilogue;
-};
-
-// One row to int8.
+// One row to int8: q = round(x * 127 / max |x|), scale = max |x| / 127.
 struct RowJob {
   const float* x;  // [k]
   int64_t groups, group, padded_group;
@@ -100,6 +84,16 @@ struct RowJob {
   float* scale;      // 1 value
   int32_t* start;    // [groups], `start_stride` apart; -128 * sum where the layout has offset 128
   int64_t start_stride;
+};
+
+// What rounding left of a row: r = x - scale * q, q as a RowJob laid it out.
+struct ResidualJob {
+  const float* x;  // [k]; may be r
+  int64_t groups, group, padded_group;
+  const int8_t* q;
+  int64_t q_stride;
+  float scale;
+  float* r;  // [k]
 };
 
 // One row: y = (x - mean) / sqrt(variance + epsilon) * (1 + modulation) + shift.
@@ -123,20 +117,31 @@ struct AttentionJob {
   float* workspace;  // 64-byte aligned, of the size asked for
 };
 
+// Sums of the parts of one row of a panel, finished: y = epilogue(part 0 + part 1 + part 2 + bias).
+struct SumJob {
+  const float* parts[3];
+  const float* bias;
+  int columns;
+  int64_t row;  // of the epilogue
+  float* y;
+  Epilogue epilogue;
+};
+
 // What an instruction set offers.
 struct Kernels {
   const char* name;
   bool accelerated;  // false: slower than what a host without this library would do
-  Layout (*layout)(Activation activation, bool grouped);
+  Layout (*layout)(bool grouped);
   // Whether to decode nibbles inside the kernel (few rows) or once per panel into memory (many rows).
-  bool (*decode_inside)(Activation activation, int64_t m);
+  bool (*decode_inside)(int64_t m);
   int (*tile_rows)(bool grouped, bool nibbles);
   void (*normalize_row)(const NormJob&);
   void (*quantize_row)(const RowJob&);
+  void (*residual_row)(const ResidualJob&);
   void (*decode)(const DecodeJob&);
   void (*widen_half)(const uint16_t* half, float* out, int64_t count);
   void (*int8_panel)(const Int8Job&);
-  void (*float_panel)(const FloatJob&);
+  void (*sum_row)(const SumJob&);
   // Attention in float32 and, null where the CPU has no such instructions, with bfloat16 products.
   void (*attention)(const AttentionJob&);
   void (*attention_bf16)(const AttentionJob&);
@@ -146,6 +151,11 @@ struct Kernels {
 static inline int64_t tile_row(int64_t m, int64_t tiles, int64_t t) {
   const int64_t base = m / tiles, extra = m % tiles;
   return t * base + (t < extra ? t : extra);
+}
+
+// The first row of tile `t` of a job.
+static inline int64_t tile_row(const Int8Job& job, int64_t t) {
+  return tile_row(job.m / job.parts, job.tiles, t) * job.parts;
 }
 
 }  // namespace ditpress

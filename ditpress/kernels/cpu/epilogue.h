@@ -20,5 +20,12 @@ inline float finish(const Epilogue& e, float y, int64_t r, int n) {
   return y;
 }
 
+inline void sum_row_generic(const SumJob& job) {
+  for (int n = 0; n < job.columns; ++n) {
+    const float sum = job.parts[0][n] + (job.parts[1][n] + job.parts[2][n]);
+    job.y[n] = finish(job.epilogue, sum + job.bias[n], job.row, n);
+  }
+}
+
 }  // namespace
 }  // namespace ditpress

@@ -73,19 +73,23 @@ Weight::Weight(const WeightSource& source, const Kernels& kernels)
   if (groups_ < 1 || k_ % groups_)
     throw std::invalid_argument(std::to_string(groups_) + " groups do not divide K=" + std::to_string(k_));
   group_ = k_ / groups_;
-  const bool int8 = activation_ == Activation::kInt8, folded = int8 && source.fold_scales && groups_ > 1;
-  compute_groups_ = folded ? 1 : groups_;
-  if (int8 && k_ / compute_groups_ > (1 << 17))
+  folded_ = activation_ == Activation::kInt8 && source.fold_scales && groups_ > 1;
+  scale_is_half_ = source.scale_is_half && !folded_;
+  compute_groups_ = folded_ ? 1 : groups_;
+  if (k_ / compute_groups_ > (1 << 17))
     throw std::invalid_argument("a group of " + std::to_string(k_ / compute_groups_) +
                                 " weights can overflow int32 sums");
-  layout_ = kernels.layout(activation_, compute_groups_ > 1);
+  layout_ = kernels.layout(compute_groups_ > 1);
   padded_group_ = (group_ + kChunk - 1) / kChunk * kChunk;
   padded_k_ = groups_ * padded_group_;
   choose_coding(source);
   panel_count_ = (n_ + layout_.columns - 1) / layout_.columns;
   group_bytes_ = coded_bytes(coding_, padded_group_ * layout_.columns / layout_.vector_bytes, layout_.vector_bytes);
-  panel_bytes_ = groups_ * group_bytes_;
-  if (folded) fold_.reserve(panel_count_ * groups_ * layout_.columns);
+  const auto lines = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
+  fold_at_ = lines(groups_ * group_bytes_);
+  scale_at_ = fold_at_ + (folded_ ? lines(groups_ * layout_.columns * static_cast<int64_t>(sizeof(int16_t))) : 0);
+  panel_bytes_ = scale_at_ + lines(compute_groups_ * layout_.columns * (scale_is_half_ ? 2 : 4));
+  panels_.reserve(panel_count_ * panel_bytes_);
   pack_scale(source);
   pack_table(source);
   pack_panels(source);
@@ -130,37 +134,34 @@ void Weight::pack_table(const WeightSource& source) {
 //   byte = floor((value * fold_g + 64) / 128), the rounding of vpmulhrsw
 // after which the product is the one without groups.
 void Weight::pack_scale(const WeightSource& source) {
-  const int64_t count = panel_count_ * compute_groups_ * layout_.columns;
-  const bool half = source.scale_is_half && !fold_.bytes();
-  if (half) scale_half_.reserve(count);
-  else scale_.reserve(count);
   int largest = 0;
   for (int i = 0; i < source.entries * source.vector_length; ++i)
     largest = std::max(largest, std::abs(static_cast<int>(source.codebook[i])));
   for (int64_t n = 0; n < n_; ++n) {
-    const int64_t panel = n / layout_.columns, column = n % layout_.columns;
-    if (fold_.bytes()) {
+    const int64_t column = n % layout_.columns;
+    uint8_t* const panel = panels_.data() + n / layout_.columns * panel_bytes_;
+    float* const scales = reinterpret_cast<float*>(panel + scale_at_);
+    if (folded_) {
       float top = 0.0f;
       for (int64_t g = 0; g < groups_; ++g) top = std::max(top, std::fabs(scale_at(source, n * groups_ + g)));
       const float s1 = top * static_cast<float>(largest) / 127.0f;
-      scale_.data()[panel * layout_.columns + column] = s1;
+      scales[column] = s1;
       for (int64_t g = 0; g < groups_; ++g) {
         const float ratio = s1 > 0.0f ? 128.0f * scale_at(source, n * groups_ + g) / s1 : 0.0f;
-        fold_.data()[(panel * groups_ + g) * layout_.columns + column] =
+        fold_of(panel)[g * layout_.columns + column] =
             static_cast<int16_t>(std::nearbyint(std::min(32767.0f, std::max(-32767.0f, ratio))));
       }
       continue;
     }
     for (int64_t g = 0; g < groups_; ++g) {
-      const int64_t from = n * groups_ + g, to = (panel * groups_ + g) * layout_.columns + column;
-      if (half) scale_half_.data()[to] = static_cast<const uint16_t*>(source.scale)[from];
-      else scale_.data()[to] = scale_at(source, from);
+      const int64_t from = n * groups_ + g, to = g * layout_.columns + column;
+      if (scale_is_half_) reinterpret_cast<uint16_t*>(scales)[to] = static_cast<const uint16_t*>(source.scale)[from];
+      else scales[to] = scale_at(source, from);
     }
   }
 }
 
 void Weight::pack_panels(const WeightSource& source) {
-  panels_.reserve(panel_count_ * panel_bytes_);
   const int vector_bytes = layout_.vector_bytes, per_vector = vector_bytes / 4;  // columns of one vector
   const int vectors = layout_.columns / per_vector, d = source.vector_length;
   const int in = unit_in(coding_), out = unit_out(coding_);
@@ -175,7 +176,7 @@ void Weight::pack_panels(const WeightSource& source) {
     unpack_codes(source.codes + n * row_bytes, k_ / d, source.entries, codes.data());
     uint8_t* const panel = panels_.data() + n / layout_.columns * panel_bytes_;
     const int column = static_cast<int>(n % layout_.columns), dword = column % per_vector;
-    const int16_t* fold = fold_.bytes() ? fold_.data() + n / layout_.columns * groups_ * layout_.columns : nullptr;
+    const int16_t* fold = folded_ ? fold_of(panel) : nullptr;
     for (int64_t g = 0; g < groups_; ++g) {
       const int64_t count = vector_codes ? group_ / d : group_;  // entries of this group in `row`
       for (int64_t i = 0; i < count; ++i) {

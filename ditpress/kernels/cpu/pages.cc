@@ -1,6 +1,8 @@
 #include "pages.h"
 
 #include <cstdint>
+#include <cstring>
+#include <new>
 
 #if defined(__linux__)
 #include <fcntl.h>
@@ -36,6 +38,49 @@ void drop_file_pages(const void* data, size_t bytes) {
   (void)data;
   (void)bytes;
 #endif
+}
+
+namespace {
+
+constexpr size_t kLine = 64;
+#if defined(__linux__)
+constexpr size_t kHuge = size_t{2} << 20;
+#endif
+
+size_t rounded(size_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
+
+}  // namespace
+
+void* take_pages(size_t bytes) {
+#if defined(__linux__)
+  if (bytes >= kHuge) {
+    // Mapped with room to begin on a huge page; what is too much at both ends goes back.
+    const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE)), length = (bytes + page - 1) / page * page;
+    void* const raw = mmap(nullptr, length + kHuge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (raw == MAP_FAILED) return nullptr;
+    char* const first = static_cast<char*>(raw);
+    char* const data = first + (kHuge - reinterpret_cast<uintptr_t>(raw) % kHuge) % kHuge;
+    if (data != first) munmap(first, static_cast<size_t>(data - first));
+    munmap(data + length, kHuge - static_cast<size_t>(data - first));
+    madvise(data, length, MADV_HUGEPAGE);
+    return data;
+  }
+#endif
+  void* const data = ::operator new(rounded(bytes), std::align_val_t{kLine}, std::nothrow);
+  if (data) std::memset(data, 0, bytes);
+  return data;
+}
+
+void give_pages(void* data, size_t bytes) {
+  if (!data) return;
+#if defined(__linux__)
+  if (bytes >= kHuge) {
+    const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    munmap(data, (bytes + page - 1) / page * page);
+    return;
+  }
+#endif
+  ::operator delete(data, std::align_val_t{kLine});
 }
 
 }  // namespace ditpress

@@ -63,6 +63,18 @@ inline void quantize_row_generic(const RowJob& job) {
   }
 }
 
+inline void residual_row_generic(const ResidualJob& job) {
+  const int8_t* q = job.q;
+  for (int64_t g = 0; g < job.groups; ++g)
+    for (int64_t c = 0; c < job.padded_group; c += kChunk, q += job.q_stride) {
+      const int64_t at = g * job.group + c, count = job.group - c < kChunk ? job.group - c : kChunk;
+      if (count == kChunk)
+        for (int i = 0; i < kChunk; ++i) job.r[at + i] = job.x[at + i] - job.scale * static_cast<float>(q[i]);
+      else
+        for (int i = 0; i < count; ++i) job.r[at + i] = job.x[at + i] - job.scale * static_cast<float>(q[i]);
+    }
+}
+
 inline float inverse_deviation(float variance, float epsilon) { return 1.0f / std::sqrt(variance + epsilon); }
 
 inline void normalize_row_generic(const NormJob& job) {

@@ -21,7 +21,7 @@ struct WeightSource {
   bool scale_is_half;
   int64_t groups;           // a divisor of k
   Activation activation;
-  bool fold_scales;         // with int8 activations and groups: see fold.cc
+  bool fold_scales;         // with int8 activations and groups: see pack_scale
 };
 
 // Bytes of `count` codes of a codebook of `entries`, or 0 for a number of entries that does not exist.
@@ -60,7 +60,7 @@ class Weight {
 
   int64_t n() const { return n_; }
   int64_t k() const { return k_; }
-  int64_t bytes() const { return panels_.bytes() + scale_.bytes() + scale_half_.bytes() + fold_.bytes(); }
+  int64_t bytes() const { return static_cast<int64_t>(panels_.bytes()); }
 
  private:
   struct Panel;
@@ -69,8 +69,8 @@ class Weight {
   void pack_table(const WeightSource& source);
   void pack_panels(const WeightSource& source);
   void pack_scale(const WeightSource& source);
-  void run_int8(const Block& block, const Pool& pool) const;
-  void run_float(const Block& block, const Pool& pool) const;
+  void run_block(const Block& block, const Pool& pool) const;
+  void pack_row(const Block& block, int64_t row, int8_t* q, int64_t q_stride, float* scale, int32_t* start) const;
   Panel prepare(int64_t panel, bool nibbles, const float* bias) const;
 
   const Kernels& kernels_;
@@ -80,12 +80,14 @@ class Weight {
   int64_t n_, k_, groups_, group_, padded_group_, padded_k_;
   int64_t compute_groups_;   // groups that the kernel sees: 1 when the scales are folded
   int64_t group_bytes_;      // codes of one group of a panel
-  int64_t panel_count_, panel_bytes_;
+  bool folded_, scale_is_half_;
   uint8_t table_[kTableBytes] = {};
-  Buffer<uint8_t> panels_;   // [panel][groups][group_bytes_]
-  Buffer<float> scale_;      // [panel][compute_groups][columns]; or, when stored in half,
-  Buffer<uint16_t> scale_half_;
-  Buffer<int16_t> fold_;     // [panel][groups][columns], empty: not folded
+  // One record a panel, so that fetching it ahead is one stream: codes [groups][group_bytes_], factors of folded groups
+  // int16 [groups][columns], scales [compute_groups][columns] in float or half.
+  Buffer<uint8_t> panels_;
+  int64_t panel_count_, panel_bytes_, fold_at_, scale_at_;
+  int16_t* fold_of(uint8_t* panel) const { return reinterpret_cast<int16_t*>(panel + fold_at_); }
+  const int16_t* fold_of(const uint8_t* panel) const { return reinterpret_cast<const int16_t*>(panel + fold_at_); }
 };
 
 }  // namespace ditpress

@@ -117,23 +117,28 @@ class _Entry:
     weight: PackedWeight
 
 
-# codes tensor -> activation -> entry. Keyed weakly by identity: the packed copy dies with the codes.
+# codes tensor -> (activation, folded) -> entry. Keyed weakly by identity: the packed copy dies with the codes.
 _cache: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def packed_weight(
-    in_features: int, codes: Tensor, scale: Tensor, codebook: Tensor, activation: str
+    in_features: int,
+    codes: Tensor,
+    scale: Tensor,
+    codebook: Tensor,
+    activation: str,
+    fold_scales: bool = False,
 ) -> PackedWeight | None:
     """The packed form of a weight on the CPU, made at its first use and again after an in-place change.
 
-    Returns None for what only the reference computes: vector codebooks, 1 and 2 bits, and everything under
-    ``DITPRESS_ISA=reference``. A change through ``.data`` or numpy does not move torch's version counter and
-    is not seen.
+    Returns None under ``DITPRESS_ISA=reference``. A change through ``.data`` or numpy does not move torch's
+    version counter and is not seen.
     """
-    entries: dict[str, _Entry] | None = _cache.get(codes)
+    entries: dict[tuple[str, bool], _Entry] | None = _cache.get(codes)
+    kind = activation, fold_scales
     state = (in_features, _state(codes), _state(scale), _state(codebook))
     if entries is not None:
-        entry = entries.get(activation)
+        entry = entries.get(kind)
         if (
             entry is not None
             and entry.state == state
@@ -141,13 +146,13 @@ def packed_weight(
             and entry.codebook() is codebook
         ):
             return entry.weight
-    check_weight(in_features, codes, scale, codebook, activation)
+    check_weight(in_features, codes, scale, codebook, activation, fold_scales)
     if isa() == "reference":
         return None
-    weight = PackedWeight(in_features, codes, scale, codebook, activation)
+    weight = PackedWeight(in_features, codes, scale, codebook, activation, fold_scales=fold_scales)
     if entries is None:
         entries = _cache[codes] = {}
-    entries[activation] = _Entry(state, weakref.ref(scale), weakref.ref(codebook), weight)
+    entries[kind] = _Entry(state, weakref.ref(scale), weakref.ref(codebook), weight)
     return weight
 
 

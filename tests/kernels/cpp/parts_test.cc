@@ -38,7 +38,7 @@ void test_half(const Kernels& kernels) {
 }
 
 void test_decode(const Kernels& kernels, Coding coding, bool folded, Random& random) {
-  const Layout layout = kernels.layout(Activation::kInt8, false);
+  const Layout layout = kernels.layout(false);
   const int64_t vectors = 3 * 4 * (layout.columns * 4 / layout.vector_bytes), count = vectors * layout.vector_bytes;
   const int in = unit_in(coding), out = unit_out(coding);
   Guarded<uint8_t> codes(coded_bytes(coding, vectors, layout.vector_bytes));
@@ -98,10 +98,37 @@ void test_quantize(const Kernels& kernels, int64_t group, int64_t groups, int64_
       good &= q[(g * padded + i) / kChunk * stride + i % kChunk] == expected;
       sum += expected;
     }
-    const int offset = kernels.layout(Activation::kInt8, groups > 1).offset;
+    const int offset = kernels.layout(groups > 1).offset;
     if (offset) good &= start[2 * g] == -offset * sum;
   }
-  check(good, "row to int8: " + std::to_string(groups) + " groups of " + std::to_string(group));
+  const std::string name = std::to_string(groups) + " groups of " + std::to_string(group);
+  check(good, "row to int8: " + name);
+  if (!finite) return;
+  Guarded<float> rest(k);
+  kernels.residual_row({x.data(), groups, group, padded, q.data(), stride, scale[0], rest.data()});
+  for (int64_t g = 0; g < groups; ++g)
+    for (int64_t i = 0; i < group; ++i) {
+      const double step = static_cast<double>(scale[0]) * q[(g * padded + i) / kChunk * stride + i % kChunk];
+      good &= std::fabs(x[g * group + i] - step - rest[g * group + i]) <= 0x1p-23 * amax;
+    }
+  check(good, "rest of a row: " + name);
+}
+
+void test_sum(const Kernels& kernels, int columns, Random& random) {
+  const Guarded<float> a = normal(random, columns), b = normal(random, columns, 1e-3f), c = normal(random, columns, 1e-5f);
+  const Guarded<float> bias = normal(random, columns), gate = normal(random, columns), rest = normal(random, columns);
+  Guarded<float> y(columns);
+  bool good = true;
+  for (bool gated : {false, true}) {
+    Epilogue epilogue = {};
+    if (gated) epilogue = {false, gate.data(), rest.data(), columns, 5, 2};
+    kernels.sum_row({{a.data(), b.data(), c.data()}, bias.data(), columns, 0, y.data(), epilogue});
+    for (int i = 0; i < columns; ++i) {
+      const float sum = a[i] + (b[i] + c[i]) + bias[i];
+      good &= y[i] == (gated ? std::fma(gate[i], sum, rest[i]) : sum);
+    }
+  }
+  check(good, "sum of " + std::to_string(columns) + " columns");
 }
 
 void test_normalize(const Kernels& kernels, int64_t k, Random& random) {
@@ -133,6 +160,8 @@ void test_parts(const Kernels& kernels) {
     for (int64_t groups : {1, 3})
       for (float special : {1.0f, 0.0f, 3e38f, NAN, -INFINITY})
         test_quantize(kernels, group, groups, groups * 2 * kChunk, special, random);
+  for (int columns : {1, 7, 16, 31, 64})
+    if (columns <= kernels.layout(false).columns) test_sum(kernels, columns, random);
   Guarded<float> tiny(20);  // all of it too small
   Guarded<int8_t> q(2 * kChunk);
   Guarded<float> scale(1);

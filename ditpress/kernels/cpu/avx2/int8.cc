@@ -58,5 +58,6 @@ struct SignedDot {
 }  // namespace
 
 void avx2::int8_panel(const Int8Job& job) { int8_panels<SignedDot>(job); }
+void avx2::sum_row(const SumJob& job) { sum_parts<Floats>(job); }
 
 }  // namespace ditpress

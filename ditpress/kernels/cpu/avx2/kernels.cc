@@ -6,26 +6,28 @@
 namespace ditpress {
 namespace {
 
-Layout layout(Activation, bool) { return {avx2::kColumns, avx2::kVector, 0}; }
-bool decode_inside(Activation, int64_t) { return false; }
+Layout layout(bool) { return {avx2::kColumns, avx2::kVector, 0}; }
+bool decode_inside(int64_t) { return false; }
 int tile_rows(bool, bool) { return avx2::kRows; }
 
 }  // namespace
 
 Kernels avx2_kernels() {
-  return {"avx2",
-          true,
-          layout,
-          decode_inside,
-          tile_rows,
-          avx2::normalize_row,
-          avx2::quantize_row,
-          avx2::decode,
-          avx2::widen_half,
-          avx2::int8_panel,
-          avx2::float_panel,
-          avx2::attention,
-          nullptr};
+  Kernels kernels = {};
+  kernels.name = "avx2";
+  kernels.accelerated = true;
+  kernels.layout = layout;
+  kernels.decode_inside = decode_inside;
+  kernels.tile_rows = tile_rows;
+  kernels.normalize_row = avx2::normalize_row;
+  kernels.quantize_row = avx2::quantize_row;
+  kernels.residual_row = avx2::residual_row;
+  kernels.decode = avx2::decode;
+  kernels.widen_half = avx2::widen_half;
+  kernels.int8_panel = avx2::int8_panel;
+  kernels.sum_row = avx2::sum_row;
+  kernels.attention = avx2::attention;
+  return kernels;
 }
 
 }  // namespace ditpress

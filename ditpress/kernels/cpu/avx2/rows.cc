@@ -36,6 +36,7 @@ DITPRESS_INLINE __m256i round_chunk(__m256 low, __m256 high, __m256 factor) {
 }  // namespace
 
 void avx2::normalize_row(const NormJob& job) { normalize<Floats>(job); }
+void avx2::residual_row(const ResidualJob& job) { residual<Floats>(job); }
 
 void avx2::quantize_row(const RowJob& job) {
   float factor;

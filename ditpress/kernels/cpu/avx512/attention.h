@@ -9,7 +9,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "epilogue.h"
+#include "common.h"
 
 namespace ditpress {
 namespace {
@@ -95,11 +95,12 @@ void pack_values(const AttentionJob& job, const HeadSpace<Dot>& space) {
     }
 }
 
-// scores[r][s] of Rows queries against all keys.
+// scores[r][s] of Rows queries against all keys, padding among them; top[r] gathers the largest.
 template <class Dot, int Rows>
-DITPRESS_INLINE void score(const HeadSpace<Dot>& space) {
+DITPRESS_INLINE void score(const HeadSpace<Dot>& space, __m512 (&top)[kQueryRows]) {
   constexpr int kVectors = kKeyPanel / 16;
   const int64_t query_stride = round_up(space.steps, 16);
+  DITPRESS_EACH(Rows, r) top[r] = _mm512_set1_ps(-INFINITY); DITPRESS_END
   for (int64_t panel = 0; panel < space.keys; panel += kKeyPanel) {
     const uint32_t* k = space.packed_keys + panel * space.steps;
     __m512 acc[Rows][kVectors];
@@ -115,41 +116,43 @@ DITPRESS_INLINE void score(const HeadSpace<Dot>& space) {
     DITPRESS_EACH(Rows, r)
       DITPRESS_EACH(kVectors, v)
         _mm512_storeu_ps(space.scores + r * space.keys + panel + 16 * v, acc[r][v]);
+        top[r] = _mm512_max_ps(top[r], acc[r][v]);
       DITPRESS_END
     DITPRESS_END
   }
 }
 
-// Scores of query t to unnormalised probabilities, in place; returns 1 / their sum.
+// What stands for minus infinity, in powers of two: far enough for 2**x to be zero, and finite, so that differences are.
+constexpr float kNever = -1e30f;
+
+// Scores of query t to unnormalised probabilities, in place; returns 1 / their sum. `top`: see score.
 template <class Dot>
-DITPRESS_INLINE float soften(const AttentionJob& job, float* scores, int64_t keys, int64_t t) {
+DITPRESS_INLINE float soften(const AttentionJob& job, float* scores, int64_t keys, int64_t t, __m512 top) {
   constexpr float kLog2e = 1.44269504f;
-  const __m512 low = _mm512_set1_ps(-INFINITY);
-  const __m512 scale = _mm512_set1_ps(job.scale * kLog2e);  // everything in powers of two
-  __m512 top[2] = {low, low};
-  if (!job.mask && keys == job.keys) {
-    for (int64_t s = 0; s < keys; s += 32)
-      DITPRESS_EACH(2, i)
-        top[i] = _mm512_max_ps(top[i], _mm512_mul_ps(_mm512_loadu_ps(scores + s + 16 * i), scale));
-      DITPRESS_END
+  __m512 factor = _mm512_set1_ps(job.scale * kLog2e);  // everything in powers of two
+  float largest;
+  if (!job.mask && keys == job.keys && job.scale >= 0.0f) {
+    largest = _mm512_reduce_max_ps(top) * (job.scale * kLog2e);
   } else {
+    const __m512 never = _mm512_set1_ps(kNever);
+    top = never;
     for (int64_t s = 0; s < keys; s += 16) {
       const __mmask16 mask = first_lanes(job.keys - s);
-      __m512 x = _mm512_mul_ps(_mm512_loadu_ps(scores + s), scale);
+      __m512 x = _mm512_mul_ps(_mm512_loadu_ps(scores + s), factor);
       if (job.mask) {
         const float* at = job.mask + t * job.mask_t + s * job.mask_s;
         const __m512 bias = job.mask_s ? _mm512_maskz_loadu_ps(mask, at) : _mm512_set1_ps(*at);
         x = _mm512_fmadd_ps(bias, _mm512_set1_ps(kLog2e), x);
       }
-      x = _mm512_mask_mov_ps(low, mask, x);
+      x = _mm512_mask_max_ps(never, mask, never, x);
       _mm512_storeu_ps(scores + s, x);
-      top[0] = _mm512_max_ps(top[0], x);
+      top = _mm512_max_ps(top, x);
     }
+    factor = _mm512_set1_ps(1.0f);
+    largest = _mm512_reduce_max_ps(top);
+    if (largest == kNever) largest = NAN;  // nothing to attend to
   }
-  const bool scaled = job.mask || keys != job.keys;
-  const float largest = _mm512_reduce_max_ps(_mm512_max_ps(top[0], top[1]));
-  const __m512 most = _mm512_set1_ps(largest == -INFINITY ? 0.0f : largest);
-  const __m512 factor = scaled ? _mm512_set1_ps(1.0f) : scale;
+  const __m512 most = _mm512_set1_ps(largest);
   __m512 sum[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
   for (int64_t s = 0; s < keys; s += 32) {
     __m512 p[2];
@@ -196,9 +199,11 @@ void query_tile(const AttentionJob& job, const HeadSpace<Dot>& space, int64_t ro
       _mm512_storeu_si512(space.queries + r * query_stride + step,
                           Dot::dwords(job.q + (row + r) * job.q_stride + step * Dot::kPer,
                                       job.width - step * Dot::kPer));
-  score<Dot, Rows>(space);
+  __m512 top[kQueryRows];
+  score<Dot, Rows>(space, top);
   float inverse[kQueryRows];
-  for (int r = 0; r < Rows; ++r) inverse[r] = soften<Dot>(job, space.scores + r * space.keys, space.keys, row + r);
+  for (int r = 0; r < Rows; ++r)
+    inverse[r] = soften<Dot>(job, space.scores + r * space.keys, space.keys, row + r, top[r]);
   const int64_t parts = (space.vectors + kMixVectors - 1) / kMixVectors;
   for (int64_t part = 0; part < parts; ++part) {
     const int64_t first = tile_row(space.vectors, parts, part);

@@ -26,7 +26,6 @@ struct Bf16Dot {
   }
   // Probabilities are kept in 8 bits of mantissa: a cubic polynomial is exact enough (1e-4).
   static DITPRESS_INLINE __m512 exp2(__m512 t) {
-    t = _mm512_max_ps(_mm512_set1_ps(-150.0f), t);  // in this order a NaN stays
     const __m512 whole = _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const __m512 f = _mm512_sub_ps(t, whole);
     __m512 p = _mm512_set1_ps(5.5e-2f);

@@ -21,12 +21,12 @@ constexpr int kVector = 64;  // 16 columns of 4 bytes
 // two more).
 constexpr int kChannelRows = 6, kChannelVectors = 4;
 constexpr int kGroupRows = 7, kGroupNibbleRows = 6, kGroupVectors = 2;
-constexpr int kFloatRows = 4, kFloatVectors = 2;
 
 void int8_panel(const Int8Job&);
-void float_panel(const FloatJob&);
+void sum_row(const SumJob&);
 void normalize_row(const NormJob&);
 void quantize_row(const RowJob&);
+void residual_row(const ResidualJob&);
 void decode(const DecodeJob&);
 void decode_vbmi(const DecodeJob&);  // also needs AVX512_VBMI
 void widen_half(const uint16_t* half, float* out, int64_t count);

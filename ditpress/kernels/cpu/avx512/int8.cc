@@ -36,8 +36,11 @@ DITPRESS_INLINE void row_step(const int8_t* a, const __m512i (&b)[Vectors], __m5
   }
 }
 
-// acc += activations x weights over `chunks` chunks of 16 k.
-template <int Rows, int Vectors, bool Nibbles>
+// How far ahead of their use weights are fetched that come from memory.
+constexpr int kStreamAhead = 4096;
+
+// acc += activations x weights over `chunks` chunks of 16 k. `Stream`: the weights come from memory and are used once.
+template <int Rows, int Vectors, bool Nibbles, bool Stream>
 DITPRESS_INLINE void multiply(const int8_t* a, const uint8_t* w, int64_t chunks, __m512i table,
                               __m512i (&acc)[Rows][Vectors]) {
   constexpr int kQuad = Vectors * kVector / (Nibbles ? 2 : 1);
@@ -45,6 +48,9 @@ DITPRESS_INLINE void multiply(const int8_t* a, const uint8_t* w, int64_t chunks,
   do {
     DITPRESS_EACH(4, quad)
       __m512i b[Vectors];
+      if constexpr (Stream)
+        for (int line = 0; line < kQuad; line += 64)
+          _mm_prefetch(reinterpret_cast<const char*>(w + quad * kQuad + line + kStreamAhead), _MM_HINT_T0);
       load_weights<Vectors, Nibbles>(w + quad * kQuad, table, b);
       DITPRESS_EACH(Rows, r) row_step<Vectors>(a + r * kChunk + quad * 4, b, acc[r]); DITPRESS_END
     DITPRESS_END
@@ -64,7 +70,7 @@ DITPRESS_INLINE void fetch_ends(const Int8Job& job, int64_t row) {
     }
 }
 
-template <int Rows, int Vectors, bool Grouped, bool Nibbles, Finish How>
+template <int Rows, int Vectors, bool Grouped, bool Nibbles, bool Stream, Finish How>
 __attribute__((noinline)) void int8_tile(const Int8Job& job, int64_t row) {
   const int64_t chunks = job.group_chunks;
   const int8_t* a = job.activations + row * job.groups * chunks * kChunk;
@@ -84,7 +90,7 @@ __attribute__((noinline)) void int8_tile(const Int8Job& job, int64_t row) {
       const __m512i first = _mm512_set1_epi32(start[r]);
       DITPRESS_EACH(Vectors, v) acc[r][v] = first; DITPRESS_END
     DITPRESS_END
-    multiply<Rows, Vectors, Nibbles>(a, w, chunks, table, acc);
+    multiply<Rows, Vectors, Nibbles, Stream>(a, w, chunks, table, acc);
     DITPRESS_EACH(Vectors, v)
       const __m512 s = _mm512_loadu_ps(scale + 16 * v);
       DITPRESS_EACH(Rows, r)
@@ -110,41 +116,59 @@ __attribute__((noinline)) void int8_tile(const Int8Job& job, int64_t row) {
   DITPRESS_END
 }
 
-template <int MaxRows, int Vectors, bool Grouped, bool Nibbles, Finish How>
+template <int MaxRows, int Vectors, bool Grouped, bool Nibbles, bool Stream, Finish How>
 void int8_tiles(const Int8Job& job) {
   // The codes of the next panel come into the second-level cache a little with every tile.
   const int64_t count = job.last_tile - job.first_tile;
-  const int64_t lines = job.next ? (job.next_bytes + 63) / 64 : 0;
+  const int64_t lines = job.next && !Stream ? (job.next_bytes + 63) / 64 : 0;
   for (int64_t t = job.first_tile; t < job.last_tile; ++t) {
     const int64_t done = t - job.first_tile;
     for (int64_t line = tile_row(lines, count, done); line < tile_row(lines, count, done + 1); ++line)
       _mm_prefetch(reinterpret_cast<const char*>(job.next + line * 64), _MM_HINT_T1);
-    const int64_t row = tile_row(job.m, job.tiles, t);
-    const int64_t rows = tile_row(job.m, job.tiles, t + 1) - row;
+    const int64_t row = tile_row(job, t), rows = tile_row(job, t + 1) - row;
     DITPRESS_EACH(MaxRows, i)
-      if (rows == i + 1) int8_tile<i + 1, Vectors, Grouped, Nibbles, How>(job, row);
+      if (rows == i + 1) int8_tile<i + 1, Vectors, Grouped, Nibbles, Stream, How>(job, row);
     DITPRESS_END
   }
 }
 
-template <int MaxRows, int Vectors, bool Grouped, bool Nibbles>
+template <int MaxRows, int Vectors, bool Grouped, bool Nibbles, bool Stream>
 void finish_int8(const Int8Job& job) {
   switch (finish_of(job.epilogue)) {
-    case Finish::kGelu: return int8_tiles<MaxRows, Vectors, Grouped, Nibbles, Finish::kGelu>(job);
-    case Finish::kGate: return int8_tiles<MaxRows, Vectors, Grouped, Nibbles, Finish::kGate>(job);
-    default: return int8_tiles<MaxRows, Vectors, Grouped, Nibbles, Finish::kStore>(job);
+    case Finish::kGelu: return int8_tiles<MaxRows, Vectors, Grouped, Nibbles, Stream, Finish::kGelu>(job);
+    case Finish::kGate: return int8_tiles<MaxRows, Vectors, Grouped, Nibbles, Stream, Finish::kGate>(job);
+    default: return int8_tiles<MaxRows, Vectors, Grouped, Nibbles, Stream, Finish::kStore>(job);
   }
+}
+
+template <int MaxRows, int Vectors, bool Grouped, bool Nibbles>
+void stream_int8(const Int8Job& job) {
+  if (job.last_tile - job.first_tile <= 2) finish_int8<MaxRows, Vectors, Grouped, Nibbles, true>(job);
+  else finish_int8<MaxRows, Vectors, Grouped, Nibbles, false>(job);
 }
 
 }  // namespace
 
 void avx512::int8_panel(const Int8Job& job) {
   if (job.groups == 1) {
-    if (job.nibbles) finish_int8<kChannelRows, kChannelVectors, false, true>(job);
-    else finish_int8<kChannelRows, kChannelVectors, false, false>(job);
+    if (job.nibbles) stream_int8<kChannelRows, kChannelVectors, false, true>(job);
+    else stream_int8<kChannelRows, kChannelVectors, false, false>(job);
   } else {
-    if (job.nibbles) finish_int8<kGroupNibbleRows, kGroupVectors, true, true>(job);
-    else finish_int8<kGroupRows, kGroupVectors, true, false>(job);
+    if (job.nibbles) stream_int8<kGroupNibbleRows, kGroupVectors, true, true>(job);
+    else stream_int8<kGroupRows, kGroupVectors, true, false>(job);
+  }
+}
+
+void avx512::sum_row(const SumJob& job) {
+  for (int n = 0; n < job.columns; n += 16) {
+    const __mmask16 mask = first_lanes(job.columns - n);
+    const __m512 small = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, job.parts[1] + n),
+                                       _mm512_maskz_loadu_ps(mask, job.parts[2] + n));
+    __m512 y = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, job.parts[0] + n), small);
+    y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(mask, job.bias + n));
+    if (job.epilogue.gelu) y = gelu(y);
+    if (job.epilogue.gate) y = finish_gate(job.epilogue, y, job.row, n, mask);
+    _mm512_mask_storeu_ps(job.y + n, mask, y);
   }
 }
 

@@ -11,15 +11,9 @@ using namespace avx512;
 // From this many rows on, decoding a panel once to memory costs less than decoding it for every row tile.
 constexpr int64_t kDecodeOnce = 256;
 
-Layout layout(Activation activation, bool grouped) {
-  const bool wide = activation == Activation::kInt8 && !grouped;
-  const int vectors = wide ? kChannelVectors : activation == Activation::kInt8 ? kGroupVectors : kFloatVectors;
-  return {16 * vectors, kVector, activation == Activation::kInt8 ? 128 : 0};
-}
+Layout layout(bool grouped) { return {16 * (grouped ? kGroupVectors : kChannelVectors), kVector, 128}; }
 
-bool decode_inside(Activation activation, int64_t m) {
-  return activation == Activation::kInt8 ? m < kDecodeOnce : m <= kFloatRows;
-}
+bool decode_inside(int64_t m) { return m < kDecodeOnce; }
 
 int tile_rows(bool grouped, bool nibbles) {
   return !grouped ? kChannelRows : nibbles ? kGroupNibbleRows : kGroupRows;
@@ -28,9 +22,22 @@ int tile_rows(bool grouped, bool nibbles) {
 }  // namespace
 
 Kernels avx512_kernels(bool vbmi, bool bf16) {
-  return {"avx512vnni",  true,       layout,     decode_inside, tile_rows, normalize_row, quantize_row,
-          vbmi ? decode_vbmi : avx512::decode, widen_half, int8_panel, float_panel, attention,
-          bf16 ? attention_bf16 : nullptr};
+  Kernels kernels = {};
+  kernels.name = "avx512vnni";
+  kernels.accelerated = true;
+  kernels.layout = layout;
+  kernels.decode_inside = decode_inside;
+  kernels.tile_rows = tile_rows;
+  kernels.normalize_row = normalize_row;
+  kernels.quantize_row = quantize_row;
+  kernels.residual_row = residual_row;
+  kernels.decode = vbmi ? decode_vbmi : avx512::decode;
+  kernels.widen_half = widen_half;
+  kernels.int8_panel = int8_panel;
+  kernels.sum_row = sum_row;
+  kernels.attention = attention;
+  kernels.attention_bf16 = bf16 ? attention_bf16 : nullptr;
+  return kernels;
 }
 
 }  // namespace ditpress

@@ -11,12 +11,17 @@ DITPRESS_INLINE __m512 load_values(const float* x, int64_t i, int64_t count) {
   return _mm512_maskz_loadu_ps(first_lanes(count - i), x + i);
 }
 
-// Calls f(position, mask) for every 16 of k values.
+// Calls f(position, mask, lane) for every 16 of k values; the compile-time `lane` in [0, 4) tells accumulators apart.
 template <class F>
 DITPRESS_INLINE void blocks(int64_t k, F&& f) {
   int64_t i = 0;
-  for (; i + 16 <= k; i += 16) f(i, static_cast<__mmask16>(0xffff));
-  if (i < k) f(i, first_lanes(k - i));
+  for (; i + 64 <= k; i += 64)
+    DITPRESS_EACH(4, lane) f(i + 16 * lane, static_cast<__mmask16>(0xffff), lane); DITPRESS_END
+  for (; i < k; i += 16) f(i, first_lanes(k - i), std::integral_constant<int, 0>{});
+}
+
+DITPRESS_INLINE float sum_of(const __m512 (&parts)[4]) {
+  return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(parts[0], parts[1]), _mm512_add_ps(parts[2], parts[3])));
 }
 
 DITPRESS_INLINE __m512i round_values(const float* x, __m512 factor) {
@@ -35,25 +40,23 @@ DITPRESS_INLINE __m512i round_64(const float* x, __m512 factor) {
 }  // namespace
 
 void avx512::normalize_row(const NormJob& job) {
-  __m512 sum[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
-  blocks(job.k, [&](int64_t i, __mmask16 mask) {
-    __m512& s = sum[i / 16 % 2];
-    s = _mm512_add_ps(s, _mm512_maskz_loadu_ps(mask, job.x + i));
-  });
   const float count = static_cast<float>(job.k);
-  const float mean = _mm512_reduce_add_ps(_mm512_add_ps(sum[0], sum[1])) / count;
-  const __m512 means = _mm512_set1_ps(mean);
-  __m512 square[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
-  blocks(job.k, [&](int64_t i, __mmask16 mask) {
-    __m512& s = square[i / 16 % 2];
-    const __m512 centred = _mm512_maskz_sub_ps(mask, _mm512_maskz_loadu_ps(mask, job.x + i), means);
-    s = _mm512_fmadd_ps(centred, centred, s);
+  __m512 sum[4] = {};
+  blocks(job.k, [&](int64_t i, __mmask16 mask, auto lane) __attribute__((always_inline)) {
+    sum[lane] = _mm512_add_ps(sum[lane], _mm512_maskz_loadu_ps(mask, job.x + i));
   });
-  const float variance = _mm512_reduce_add_ps(_mm512_add_ps(square[0], square[1])) / count;
-  const __m512 inverse = _mm512_set1_ps(inverse_deviation(variance, job.epsilon));
-  blocks(job.k, [&](int64_t i, __mmask16 mask) {
-    const __m512 normal = _mm512_mul_ps(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, job.x + i), means), inverse);
-    const __m512 factor = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, job.modulation + i), _mm512_set1_ps(1.0f));
+  const __m512 mean = _mm512_set1_ps(sum_of(sum) / count);
+  __m512 square[4] = {};
+  blocks(job.k, [&](int64_t i, __mmask16 mask, auto lane) __attribute__((always_inline)) {
+    const __m512 centred = _mm512_maskz_sub_ps(mask, _mm512_maskz_loadu_ps(mask, job.x + i), mean);
+    square[lane] = _mm512_fmadd_ps(centred, centred, square[lane]);
+  });
+  const __m512 inverse = _mm512_set1_ps(inverse_deviation(sum_of(square) / count, job.epsilon));
+  const __m512 one = _mm512_set1_ps(1.0f);
+  blocks(job.k, [&](int64_t i, __mmask16 mask, auto) __attribute__((always_inline)) {
+    __builtin_prefetch(job.x + job.k + i);  // the next row
+    const __m512 normal = _mm512_mul_ps(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, job.x + i), mean), inverse);
+    const __m512 factor = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, job.modulation + i), one);
     const __m512 y = _mm512_fmadd_ps(normal, factor, _mm512_maskz_loadu_ps(mask, job.shift + i));
     _mm512_mask_storeu_ps(job.y + i, mask, y);
   });
@@ -63,15 +66,10 @@ void avx512::quantize_row(const RowJob& job) {
   const int64_t k = job.groups * job.group;
   const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
   __m512i largest[4] = {};
-  int64_t i = 0;
-  for (; i + 64 <= k; i += 64)
-    DITPRESS_EACH(4, j)
-      const __m512i bits = _mm512_castps_si512(_mm512_loadu_ps(job.x + i + 16 * j));
-      largest[j] = _mm512_max_epi32(largest[j], _mm512_and_si512(bits, magnitude));
-    DITPRESS_END
-  for (; i < k; i += 16)
-    largest[0] = _mm512_max_epi32(
-        largest[0], _mm512_and_si512(_mm512_castps_si512(load_values(job.x, i, k)), magnitude));
+  blocks(k, [&](int64_t i, __mmask16 mask, auto lane) __attribute__((always_inline)) {
+    const __m512i bits = _mm512_castps_si512(_mm512_maskz_loadu_ps(mask, job.x + i));
+    largest[lane] = _mm512_max_epi32(largest[lane], _mm512_and_si512(bits, magnitude));
+  });
   const __m512i two[2] = {_mm512_max_epi32(largest[0], largest[1]), _mm512_max_epi32(largest[2], largest[3])};
   float factor;
   row_factors(static_cast<uint32_t>(_mm512_reduce_max_epi32(_mm512_max_epi32(two[0], two[1]))), job.scale, &factor);
@@ -86,6 +84,7 @@ void avx512::quantize_row(const RowJob& job) {
     if (keep)
       for (; at + 64 <= job.group; at += 64, q += 4 * job.q_stride) {
         const __m512i values = round_64(x + at, factors);
+        DITPRESS_EACH(4, j) __builtin_prefetch(x + k + at + 16 * j); DITPRESS_END  // the next row
         sum = _mm512_dpbusd_epi32(sum, offset, values);
         DITPRESS_EACH(4, j)
           _mm_storeu_si128(reinterpret_cast<__m128i*>(q + j * job.q_stride), _mm512_extracti32x4_epi32(values, j));
@@ -101,8 +100,10 @@ void avx512::quantize_row(const RowJob& job) {
   }
 }
 
+void avx512::residual_row(const ResidualJob& job) { residual_row_generic(job); }
+
 void avx512::widen_half(const uint16_t* half, float* out, int64_t count) {
-  blocks(count, [&](int64_t i, __mmask16 mask) {
+  blocks(count, [&](int64_t i, __mmask16 mask, auto) __attribute__((always_inline)) {
     _mm512_mask_storeu_ps(out + i, mask, _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, half + i)));
   });
 }

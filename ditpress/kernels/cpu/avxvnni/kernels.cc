@@ -7,28 +7,28 @@
 namespace ditpress {
 namespace {
 
-Layout layout(Activation activation, bool) {
-  return {avx2::kColumns, avx2::kVector, activation == Activation::kInt8 ? 128 : 0};
-}
-bool decode_inside(Activation, int64_t) { return false; }
+Layout layout(bool) { return {avx2::kColumns, avx2::kVector, 128}; }
+bool decode_inside(int64_t) { return false; }
 int tile_rows(bool, bool) { return avxvnni::kRows; }
 
 }  // namespace
 
 Kernels avxvnni_kernels() {
-  return {"avxvnni",
-          true,
-          layout,
-          decode_inside,
-          tile_rows,
-          avx2::normalize_row,
-          avx2::quantize_row,
-          avx2::decode_offset,  // the offset only matters where scales are folded: with int8 activations
-          avx2::widen_half,
-          avxvnni::int8_panel,
-          avx2::float_panel,
-          avx2::attention,
-          nullptr};
+  Kernels kernels = {};
+  kernels.name = "avxvnni";
+  kernels.accelerated = true;
+  kernels.layout = layout;
+  kernels.decode_inside = decode_inside;
+  kernels.tile_rows = tile_rows;
+  kernels.normalize_row = avx2::normalize_row;
+  kernels.quantize_row = avx2::quantize_row;
+  kernels.residual_row = avx2::residual_row;
+  kernels.decode = avx2::decode_offset;
+  kernels.widen_half = avx2::widen_half;
+  kernels.int8_panel = avxvnni::int8_panel;
+  kernels.sum_row = avx2::sum_row;
+  kernels.attention = avx2::attention;
+  return kernels;
 }
 
 }  // namespace ditpress

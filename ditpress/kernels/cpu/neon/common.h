@@ -11,9 +11,10 @@ constexpr int kVector = 16;  // 4 columns of 4 bytes
 constexpr int kRows = 5;     // 20 accumulators, 5 vectors of activations and the weights at work
 
 void int8_panel(const Int8Job&);
-void float_panel(const FloatJob&);
+void sum_row(const SumJob&);
 void normalize_row(const NormJob&);
 void quantize_row(const RowJob&);
+void residual_row(const ResidualJob&);
 void decode(const DecodeJob&);
 void widen_half(const uint16_t* half, float* out, int64_t count);
 void attention(const AttentionJob&);

@@ -31,5 +31,6 @@ struct SignedDot {
 }  // namespace
 
 void neon::int8_panel(const Int8Job& job) { int8_panels<SignedDot>(job); }
+void neon::sum_row(const SumJob& job) { sum_parts<Floats>(job); }
 
 }  // namespace ditpress

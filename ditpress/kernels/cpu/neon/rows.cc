@@ -36,6 +36,7 @@ DITPRESS_INLINE int8x16_t round_chunk(const float* x, float factor) {
 }  // namespace
 
 void neon::normalize_row(const NormJob& job) { normalize<Floats>(job); }
+void neon::residual_row(const ResidualJob& job) { residual<Floats>(job); }
 
 // Signed layout: no compensation, sums start at zero.
 void neon::quantize_row(const RowJob& job) {

@@ -1,5 +1,7 @@
 #include "attention.h"
 
+#include <cmath>
+
 #include "../attend.h"
 #include "../isa.h"
 
@@ -19,11 +21,11 @@ AttentionOp::AttentionOp() : CustomOp{} {
 AttentionKernel::AttentionKernel(const AttentionOp& op, const Api& api_, const KernelInfo* info)
     : Node(op.op_name, api_, info),
       heads_(int_attribute(info, "num_heads", 0)),
-      scale_(float_attribute(info, "scale", 0)),
+      scale_(float_attribute(info, "scale", NAN)),
       bf16_(int_attribute(info, "bf16", 0) != 0),
       kernels_(default_kernels()) {
   if (heads_ < 1) fail("num_heads=" + std::to_string(heads_) + ", expected >= 1");
-  if (!(scale_ > 0)) fail("scale=" + std::to_string(scale_) + ", expected > 0");
+  if (!std::isfinite(scale_)) fail("scale=" + std::to_string(scale_) + ", expected a finite number");
 }
 
 void AttentionKernel::compute(KernelContext* context) {

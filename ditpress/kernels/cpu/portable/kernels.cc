@@ -15,15 +15,15 @@ namespace {
 
 constexpr int kColumns = 16;
 constexpr int kVector = 32;
-constexpr int kRows = 4;
+constexpr int kRows = 6;
 
-Layout layout(Activation, bool) { return {kColumns, kVector, 0}; }
-bool decode_inside(Activation, int64_t) { return false; }
+Layout layout(bool) { return {kColumns, kVector, 0}; }
+bool decode_inside(int64_t) { return false; }
 int tile_rows(bool, bool) { return kRows; }
 
 void decode(const DecodeJob& job) {
   decode_generic(job, kVector);
-  if (job.fold) fold_generic(job.bytes, job.vectors, job.fold, layout(Activation::kInt8, false));
+  if (job.fold) fold_generic(job.bytes, job.vectors, job.fold, layout(false));
 }
 
 void widen_half(const uint16_t* half, float* out, int64_t count) {
@@ -55,38 +55,35 @@ void int8_tile(const Int8Job& job, int64_t row, int rows) {
 
 void int8_panel(const Int8Job& job) {
   for (int64_t t = job.first_tile; t < job.last_tile; ++t) {
-    const int64_t row = tile_row(job.m, job.tiles, t);
-    int8_tile(job, row, static_cast<int>(tile_row(job.m, job.tiles, t + 1) - row));
+    const int64_t row = tile_row(job, t);
+    int8_tile(job, row, static_cast<int>(tile_row(job, t + 1) - row));
   }
 }
 
-void float_panel(const FloatJob& job) {
-  const int64_t padded_k = job.groups * job.group_chunks * kChunk;
-  for (int64_t row = 0; row < job.m; ++row) {
-    const float* x = job.x + row * padded_k;
-    const int8_t* w = reinterpret_cast<const int8_t*>(job.weights);
-    float f[kColumns] = {};
-    for (int64_t g = 0; g < job.groups; ++g) {
-      float acc[kColumns] = {};
-      for (int64_t quad = 0; quad < job.group_chunks * 4; ++quad, x += 4, w += kColumns * 4)
-        for (int n = 0; n < kColumns; ++n)
-          acc[n] += x[0] * w[4 * n] + x[1] * w[4 * n + 1] + x[2] * w[4 * n + 2] + x[3] * w[4 * n + 3];
-      for (int n = 0; n < kColumns; ++n) f[n] += acc[n] * job.scale[g * kColumns + n];
-    }
-    for (int n = 0; n < job.columns; ++n)
-      job.y[row * job.y_stride + n] = finish(job.epilogue, f[n] + job.bias[n], row, n);
-  }
-}
-
+void sum_row(const SumJob& job) { sum_row_generic(job); }
 void normalize_row(const NormJob& job) { normalize_row_generic(job); }
 void quantize_row(const RowJob& job) { quantize_row_generic(job); }
+void residual_row(const ResidualJob& job) { residual_row_generic(job); }
 void attention(const AttentionJob& job) { attention_generic(job); }
 
 }  // namespace
 
 Kernels portable_kernels() {
-  return {"portable", false, layout,     decode_inside, tile_rows, normalize_row, quantize_row,
-          decode,     widen_half, int8_panel, float_panel,   attention, nullptr};
+  Kernels kernels = {};
+  kernels.name = "portable";
+  kernels.accelerated = false;
+  kernels.layout = layout;
+  kernels.decode_inside = decode_inside;
+  kernels.tile_rows = tile_rows;
+  kernels.normalize_row = normalize_row;
+  kernels.quantize_row = quantize_row;
+  kernels.residual_row = residual_row;
+  kernels.decode = decode;
+  kernels.widen_half = widen_half;
+  kernels.int8_panel = int8_panel;
+  kernels.sum_row = sum_row;
+  kernels.attention = attention;
+  return kernels;
 }
 
 }  // namespace ditpress

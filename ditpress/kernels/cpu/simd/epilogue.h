@@ -34,6 +34,15 @@ DITPRESS_INLINE typename V::Vector gelu(typename V::Vector x) {
   return V::div(x, V::add(exp2_of<V>(t), V::fill(1.0f)));
 }
 
+// The first `count` of the values of row `r` of the job from column `n` of the panel.
+template <class V>
+DITPRESS_INLINE typename V::Vector finish(const Epilogue& e, typename V::Vector y, int64_t r, int n, int64_t count) {
+  if (e.gelu) return gelu<V>(y);
+  if (!e.gate) return y;
+  const float* gate = e.gate + (e.gate_first + r) / e.gate_rows * e.stride + n;
+  return V::fma(V::load_first(gate, count), y, V::load_first(e.residual + r * e.stride + n, count));
+}
+
 // Where a tile of a panel goes: `row` counts from the first row of the job.
 struct TileEnd {
   const Epilogue& epilogue;
@@ -47,16 +56,21 @@ struct TileEnd {
 template <class V>
 __attribute__((noinline)) void store_tile(const TileEnd& end, const float* values, int rows) {
   constexpr int kColumns = 16;
-  const Epilogue& e = end.epilogue;
-  for (int64_t r = end.row; r < end.row + rows; ++r, values += kColumns) {
-    const float* gate = e.gate ? e.gate + (e.gate_first + r) / e.gate_rows * e.stride : nullptr;
+  for (int64_t r = end.row; r < end.row + rows; ++r, values += kColumns)
     for (int n = 0; n < end.columns; n += V::kLanes) {
       const int64_t left = end.columns - n;
-      auto y = V::load(values + n);
-      if (e.gelu) y = gelu<V>(y);
-      else if (gate) y = V::fma(V::load_first(gate + n, left), y, V::load_first(e.residual + r * e.stride + n, left));
-      V::store_first(end.y + r * end.y_stride + n, y, left);
+      V::store_first(end.y + r * end.y_stride + n, finish<V>(end.epilogue, V::load(values + n), r, n, left), left);
     }
+}
+
+template <class V>
+DITPRESS_INLINE void sum_parts(const SumJob& job) {
+  for (int n = 0; n < job.columns; n += V::kLanes) {
+    const int64_t left = job.columns - n;
+    const auto small = V::add(V::load_first(job.parts[1] + n, left), V::load_first(job.parts[2] + n, left));
+    const auto sum = V::add(V::load_first(job.parts[0] + n, left), small);
+    const auto y = V::add(sum, V::load_first(job.bias + n, left));
+    V::store_first(job.y + n, finish<V>(job.epilogue, y, job.row, n, left), left);
   }
 }
 

@@ -15,7 +15,6 @@ struct Floats {
   using Ints = __m256i;
   static constexpr int kLanes = 8;
   static constexpr int kScoreRows = 6;  // attention: 6 x 2 accumulators, 2 vectors of keys and a query
-  static constexpr int kWeightOnlyRows = 4;
 
   static DITPRESS_INLINE Vector zero() { return _mm256_setzero_ps(); }
   static DITPRESS_INLINE Vector fill(float x) { return _mm256_set1_ps(x); }
@@ -68,11 +67,8 @@ struct Floats {
 
   static DITPRESS_INLINE Ints fill_ints(int32_t x) { return _mm256_set1_epi32(x); }
   static DITPRESS_INLINE Vector from_ints(Ints v) { return _mm256_cvtepi32_ps(v); }
-  // Byte I of every dword, sign extended.
-  template <int I>
-  static DITPRESS_INLINE Vector from_byte(const uint8_t* p) {
-    const __m256i dwords = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(dwords, 24 - 8 * I), 24));
+  static DITPRESS_INLINE Vector from_bytes(const int8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
   }
 
   static DITPRESS_INLINE void transpose(Vector (&r)[8]) {

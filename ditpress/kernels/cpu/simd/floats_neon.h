@@ -4,6 +4,7 @@
 #include <arm_neon.h>
 
 #include <cstdint>
+#include <cstring>
 
 #include "../unroll.h"
 
@@ -15,7 +16,6 @@ struct Floats {
   using Ints = int32x4_t;
   static constexpr int kLanes = 4;
   static constexpr int kScoreRows = 5;  // attention: 5 x 4 accumulators, 4 vectors of keys and a query
-  static constexpr int kWeightOnlyRows = 3;
 
   static DITPRESS_INLINE Vector zero() { return vdupq_n_f32(0.0f); }
   static DITPRESS_INLINE Vector fill(float x) { return vdupq_n_f32(x); }
@@ -61,11 +61,11 @@ struct Floats {
 
   static DITPRESS_INLINE Ints fill_ints(int32_t x) { return vdupq_n_s32(x); }
   static DITPRESS_INLINE Vector from_ints(Ints v) { return vcvtq_f32_s32(v); }
-  // Byte I of every dword, sign extended.
-  template <int I>
-  static DITPRESS_INLINE Vector from_byte(const uint8_t* p) {
-    const int32x4_t dwords = vreinterpretq_s32_u8(vld1q_u8(p));
-    return vcvtq_f32_s32(vshrq_n_s32(vshlq_n_s32(dwords, 24 - 8 * I), 24));
+  static DITPRESS_INLINE Vector from_bytes(const int8_t* p) {
+    int32_t four;
+    std::memcpy(&four, p, sizeof four);
+    const int8x8_t bytes = vreinterpret_s8_s32(vdup_n_s32(four));
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(bytes))));
   }
 
   static DITPRESS_INLINE void transpose(Vector (&r)[4]) {

@@ -66,8 +66,7 @@ DITPRESS_INLINE void int8_tiles(const Int8Job& job) {
     const int64_t done = t - job.first_tile;
     for (int64_t line = tile_row(lines, count, done); line < tile_row(lines, count, done + 1); ++line)
       __builtin_prefetch(job.next + line * kPrefetchLine, 0, 2);
-    const int64_t row = tile_row(job.m, job.tiles, t);
-    const int64_t rows = tile_row(job.m, job.tiles, t + 1) - row;
+    const int64_t row = tile_row(job, t), rows = tile_row(job, t + 1) - row;
     DITPRESS_EACH(Dot::kRows, i)
       if (rows == i + 1) int8_tile<Dot, i + 1, Grouped>(job, row);
     DITPRESS_END

@@ -1,4 +1,4 @@
-// Layer norm with modulation of one row. V: a `Floats` of this folder.
+// Layer norm with modulation, and what rounding leaves, of one row. V: a `Floats` of this folder.
 #pragma once
 
 #include "../rows.h"
@@ -34,6 +34,20 @@ DITPRESS_INLINE void normalize(const NormJob& job) {
     const auto factor = V::add(V::load_first(job.modulation + i, left), V::fill(1.0f));
     V::store_first(job.y + i, V::fma(normal, factor, V::load_first(job.shift + i, left)), left);
   }
+}
+
+template <class V>
+DITPRESS_INLINE void residual(const ResidualJob& job) {
+  const auto scale = V::fill(-job.scale);
+  const int8_t* q = job.q;
+  for (int64_t g = 0; g < job.groups; ++g)
+    for (int64_t c = 0; c < job.padded_group; c += kChunk, q += job.q_stride) {
+      const int64_t at = g * job.group + c, count = job.group - c < kChunk ? job.group - c : kChunk;
+      for (int i = 0; i < count; i += V::kLanes) {
+        const auto x = V::load_first(job.x + at + i, count - i);
+        V::store_first(job.r + at + i, V::fma(scale, V::from_bytes(q + i), x), count - i);
+      }
+    }
 }
 
 }  // namespace

@@ -1,0 +1,274 @@
+"""Contestants in turn, round by round, in groups that fit into memory together."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from speed.artifacts import Artifacts
+from speed.contestants import Contestant, contestants_of, names_of
+from speed.hardware import available_bytes, busy_seconds, one_per_core
+from speed.peaks import Peaks
+from speed.processes import Failed, WorkerProcess
+from speed.rounds import runs_for
+from speed.workloads import Workload, split_case
+
+PAUSE = 0.005  # between two turns: pools that spin a little after their work go to sleep in it
+MEMORY_RESERVE = 1_500_000_000
+INTERPRETER_BYTES = 1_000_000_000
+TRIAL_RUNS = 3
+ONE_THREAD = "@1"  # suffix of the baseline on one thread
+
+
+@dataclass
+class _Running:
+    """A contestant with its process, and what it has measured."""
+
+    contestant: Contestant
+    process: WorkerProcess
+    size: int | None
+    turns: dict[str, int] = field(default_factory=dict)  # runs in one turn of a case
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    baseline: dict[str, list[float]] = field(default_factory=dict)
+    cpu: list[float] = field(default_factory=list)
+    resident: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.contestant.name
+
+    def turn(self, case: str, budget: float) -> float:
+        """The median of one turn in seconds."""
+        if case not in self.turns:
+            once = self.process.run(case, 1)["seconds"][0]
+            self.turns[case] = runs_for(budget, once)
+        answer = self.process.run(case, self.turns[case])
+        self.cpu.append(answer["cpu"])
+        self.resident = answer["resident"]
+        return statistics.median(answer["seconds"])
+
+    def record(self) -> dict[str, Any]:
+        contestant, loaded = self.contestant, self.process.loaded
+        return {
+            "label": contestant.label,
+            "ours": contestant.ours,
+            "engine": contestant.engine,
+            "version": loaded["version"],
+            "variant": contestant.variant,
+            "bytes": self.size,
+            "resident_loaded": loaded["resident"],
+            "resident_running": self.resident,
+            "load_seconds": loaded["seconds"],
+            "cpu": statistics.median(self.cpu),
+            "cases": {
+                case: {"seconds": seconds, "baseline": self.baseline[case]}
+                for case, seconds in self.seconds.items()
+            },
+        }
+
+
+class Measurement:
+    """One workload on one number of threads.
+
+    Args:
+        workload: what.
+        threads: of every contestant.
+        rounds: at least this many turns of each.
+        artifacts: the files.
+        peaks: measured between the rounds.
+        library: path of our ONNX Runtime library, empty where it was not built.
+        picked: variants that won an earlier trial, by name; filled here.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        threads: int,
+        rounds: int,
+        artifacts: Artifacts,
+        peaks: Peaks,
+        library: str,
+        picked: dict[str, Contestant],
+    ) -> None:
+        self.workload, self.threads, self.rounds = workload, threads, rounds
+        self.artifacts, self.peaks, self.library, self.picked = artifacts, peaks, library, picked
+        self.records: dict[str, dict[str, Any]] = {}
+        self.not_run: dict[str, dict[str, str]] = {}
+        self.trials: dict[str, dict[str, float]] = {}
+        self._others: list[float] = []  # cores that were busy for somebody else
+
+    def run(self) -> dict[str, Any]:
+        """Measure all; returns the entry of results.json."""
+        self.artifacts.path("fp32")  # everyone's inputs
+        named = names_of(contestants_of(self.workload.contestants, self.workload.is_linear))
+        first = named.pop(self.workload.baseline)[0]
+        # No contestant is loaded yet: the tools get all the memory.
+        if not self._prepared([first]):
+            raise Failed(f"{first.label}: {self.not_run[first.name]['reason']}")
+        waiting = [ready for variants in named.values() if (ready := self._prepared(variants))]
+        baseline = self._start(first, self.threads)
+        always = [baseline]
+        try:
+            if self.threads > 1:
+                alone = replace(first, name=first.name + ONE_THREAD, label=f"{first.label}, 1 thread")
+                always.append(self._start(alone, 1))
+            while True:
+                group = self._fill(waiting)
+                try:
+                    print(f"  {', '.join(one.name for one in (*always, *group))}", flush=True)
+                    self._rounds(baseline, [*always[1:], *group])
+                finally:
+                    for one in group:
+                        one.process.close()
+                self.records |= {one.name: one.record() for one in group if one.name not in self.not_run}
+                if not waiting:
+                    break
+            self.records |= {one.name: one.record() for one in always if one.name not in self.not_run}
+        finally:
+            for one in always:
+                one.process.close()
+        return {
+            "title": self.workload.title,
+            "threads": self.threads,
+            "when": time.strftime("%Y-%m-%d"),
+            "baseline": baseline.name,
+            "contestants": self.records,
+            "not_run": self.not_run,
+            "trials": self.trials,
+            "peaks": {
+                "kind": self.peaks.kind,
+                "reason": self.peaks.reason,
+                "int8": {str(count): rate for count, rate in self.peaks.int8.items()},
+                "read": {str(count): rate for count, rate in self.peaks.read.items()},
+            },
+            "others": {
+                "median": statistics.median(self._others or [0.0]),
+                "most": max(self._others, default=0.0),
+            },
+        }
+
+    def _prepared(self, variants: Sequence[Contestant]) -> list[Contestant]:
+        """Those whose files are there or could be made; none is left out without a word."""
+        ready, why = [], ""
+        for contestant in variants:
+            try:
+                if contestant.library and not self.library:
+                    raise Failed("ditpress was installed without its C++ kernels: install a C++17 compiler")
+                if contestant.artifact is not None:
+                    self.artifacts.path(contestant.artifact)
+                ready.append(contestant)
+            except Failed as error:
+                why = str(error)
+        if not ready:
+            self._gave_up(variants[0], why)
+        return ready
+
+    def _gave_up(self, contestant: Contestant, why: str) -> None:
+        print(f"  {contestant.label} not run: {why}", flush=True)
+        self.not_run[contestant.name] = {"label": contestant.label, "reason": why}
+
+    def _fill(self, waiting: list[list[Contestant]]) -> list[_Running]:
+        """Start contestants from the front of ``waiting`` while there is memory; at least one leaves it."""
+        group: list[_Running] = []
+        while waiting:
+            variants = waiting[0]
+            need, free = max(map(self._need, variants)), available_bytes() - MEMORY_RESERVE
+            if need > free:
+                if group:
+                    break
+                self._gave_up(variants[0], f"needs about {need / 1e9:.0f} GB, {free / 1e9:.0f} GB are free")
+                waiting.pop(0)
+                continue
+            waiting.pop(0)
+            try:
+                contestant = self._fastest(variants)
+                group.append(self._start(contestant, self.threads))
+            except Failed as error:
+                self._gave_up(variants[0], str(error))
+        return group
+
+    def _need(self, contestant: Contestant) -> int:
+        """Memory that loading may take: engines hold the file, the model and their own layout of it."""
+        size = self.artifacts.loaded_bytes(contestant.artifact or "fp32")
+        return 3 * size + INTERPRETER_BYTES
+
+    def _fastest(self, variants: Sequence[Contestant]) -> Contestant:
+        """The variant to take part: the one that is fastest here in a few runs."""
+        name = variants[0].name
+        if len(variants) == 1:
+            return variants[0]
+        if name in self.picked:
+            return self.picked[name]
+        times: dict[str, float] = {}
+        why = ""
+        for variant in variants:
+            try:
+                trial = self._start(variant, self.threads)
+            except Failed as error:
+                why = str(error)
+                continue
+            try:
+                answer = trial.process.run(self.workload.cases[0], TRIAL_RUNS)
+                times[variant.variant] = min(answer["seconds"])
+            except Failed as error:
+                why = str(error)
+            finally:
+                trial.process.close()
+        if not times:
+            raise Failed(why)
+        self.trials[name] = times
+        best = min(times, key=lambda variant: times[variant])
+        self.picked[name] = next(variant for variant in variants if variant.variant == best)
+        return self.picked[name]
+
+    def _start(self, contestant: Contestant, threads: int) -> _Running:
+        artifact = contestant.artifact
+        job = {
+            "engine": contestant.engine,
+            "workload": self.workload.source,
+            "cases": self.workload.cases,
+            "artifact": str(self.artifacts.path(artifact)) if artifact else "",
+            "inputs": str(self.artifacts.inputs),
+            "threads": threads,
+            "cpus": one_per_core()[:threads],
+            "quick": self.artifacts.quick,
+            "library": self.library if contestant.library else "",
+            "model": contestant.model,
+            "options": contestant.options,
+        }
+        size = self.artifacts.bytes(artifact) if artifact else None
+        return _Running(contestant, WorkerProcess(job), size)
+
+    def _rounds(self, baseline: _Running, others: list[_Running]) -> None:
+        """All rounds of one group."""
+        alive = [baseline, *others]
+        for index in range(self.rounds):
+            for case in self.workload.cases:
+                turn = alive[index % len(alive) :] + alive[: index % len(alive)]
+                measured = {}
+                for one in turn:
+                    try:
+                        measured[one.name] = self._turn(one, case)
+                    except Failed as error:
+                        if one is baseline:
+                            raise
+                        self._gave_up(one.contestant, str(error))
+                        alive.remove(one)
+                for one in alive:
+                    one.seconds.setdefault(case, []).append(measured[one.name])
+                    one.baseline.setdefault(case, []).append(measured[baseline.name])
+            self.peaks.burst()
+
+    def _turn(self, one: _Running, case: str) -> float:
+        """Seconds of one turn, of linears for one copy; and who else was at work meanwhile."""
+        known = case in one.turns
+        busy, began = busy_seconds(), time.perf_counter()
+        seconds = one.turn(case, self.workload.budget)
+        if known:
+            wall = time.perf_counter() - began
+            self._others.append(max(0.0, (busy_seconds() - busy) / wall - one.cpu[-1]))
+        time.sleep(PAUSE)
+        return seconds / self.artifacts.copies(split_case(case)[0])

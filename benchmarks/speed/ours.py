@@ -1,0 +1,113 @@
+"""What ditpress makes of a workload: linears with random codes, exported.
+
+Speed does not depend on what the codes are, and for some formats no quantizer of this package makes them.
+Which layers become low-bit, and which stay, is what the built-in recipes say.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ditpress.compress.quantize.stage import replace_module
+from ditpress.export.onnx import export_transformer
+from ditpress.kernels.formats import get_format
+from ditpress.kernels.linear import QuantizedLinear, scale_dtype
+from ditpress.kernels.packing import pack
+from ditpress.load.anatomy import Role, anatomy_of
+from speed.contestants import RULES
+from speed.models import OneLinear
+
+_KEPT = (Role.EMBEDDER, Role.FINAL, Role.OTHER)
+
+
+@dataclass(frozen=True)
+class LowBit:
+    """Storage of the linears: format, weights a scale (None: one scale a channel), and whether group scales
+    are folded into 8-bit weights when the kernel packs them."""
+
+    format: str
+    group: int | None = None
+    fold_scales: bool = False
+
+
+FORMATS: dict[str, LowBit] = {
+    "w4a8": LowBit("int4", 64, fold_scales=True),
+    "w4a8-exact": LowBit("int4", 64),
+    "w8a8": LowBit("int8"),
+    "fp4": LowBit("fp4-e2m1", 64, fold_scales=True),
+    "ternary": LowBit("ternary"),
+    "vq": LowBit("vq-256x4"),
+}
+"""By the name of the contestant; as the built-in recipes have them."""
+
+
+def compress(model: nn.Module, name: str) -> nn.Module:
+    """Replace the linears of ``model`` by low-bit ones in ``FORMATS[name]``, in place."""
+    layer = FORMATS[name]
+    if isinstance(model, OneLinear):
+        replace_module(model, model.linear, random_code_linear(model.linear, layer, "int8"))
+        return model
+    for path, role in anatomy_of(model).linears(model).items():
+        linear = model.get_submodule(path)
+        if role in _KEPT or not isinstance(linear, nn.Linear):
+            continue
+        modulation = role is Role.MODULATION  # few rows and sensitive: 8 bits, weight-only
+        low_bit = random_code_linear(
+            linear, LowBit("int8") if modulation else layer, "none" if modulation else "int8"
+        )
+        replace_module(model, linear, low_bit)
+    return model
+
+
+def random_code_linear(linear: nn.Linear, layer: LowBit, activation: Any) -> QuantizedLinear:
+    """A low-bit linear of the shape of ``linear`` with random codes, its weights about as large."""
+    fmt = get_format(layer.format)
+    out_features, in_features = linear.weight.shape
+    group = layer.group or in_features
+    generator = torch.Generator().manual_seed(in_features + out_features)
+    count = in_features // fmt.vector_length
+    codes = torch.randint(0, len(fmt.codebook), (out_features, count), generator=generator).to(torch.uint8)
+    values = fmt.codebook_tensor().float()
+    size = float(linear.weight.std()) / math.sqrt(float(values.square().mean()))
+    scale = size * (0.5 + torch.rand(out_features, in_features // group, generator=generator))
+    options = {}
+    if "fold_scales" in inspect.signature(QuantizedLinear).parameters:
+        options["fold_scales"] = layer.fold_scales
+    return QuantizedLinear(
+        pack(codes, fmt.bits),
+        scale.to(scale_dtype(group, in_features)),
+        fmt,
+        in_features,
+        bias=None if linear.bias is None else linear.bias.detach(),
+        activation=activation,
+        **options,
+    )
+
+
+def fused_rules(artifact: str) -> tuple[str, ...] | None:
+    """The rewrite rules that an artifact "ours-w4a8-without-RULE" is exported with; None: the default."""
+    _, found, rule = artifact.partition("-without-")
+    if not found:
+        return None
+    return () if rule == "all" else tuple(name for name in RULES if name != rule)
+
+
+def export(
+    model: nn.Module, folder: Path, call: Mapping[str, Any], fuse: Sequence[str] | None = None
+) -> Path:
+    """Write ``folder/model.onnx``.
+
+    Args:
+        fuse: rewrite rules to apply; None leaves the export's default.
+    """
+    options: dict[str, Any] = {} if fuse is None else {"fuse": fuse}
+    path, _ = export_transformer(model, folder, [dict(call)], **options)
+    return path

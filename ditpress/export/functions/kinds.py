@@ -1,0 +1,97 @@
+"""The node kinds of domain ``ditpress`` and the variants of their functions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ditpress.errors import InputError
+
+DOMAIN = "ditpress"
+OPSET = 20
+CONTRIB_DOMAIN = "com.microsoft"
+ATTENTION = "Attention"
+MASK = "mask"  # overload of Attention with a fourth input
+
+LAYER_NORM_MODULATE = "layer_norm_modulate"
+GELU_TANH = "gelu_tanh"
+GATE_RESIDUAL = "gate_residual"
+
+INPUTS = ("x", "codes", "scale", "codebook", "bias")
+"""Inputs of every QLinear node."""
+EXTRA_INPUTS = {LAYER_NORM_MODULATE: ("shift", "modulation"), GATE_RESIDUAL: ("gate", "residual")}
+"""Further inputs that a prologue or an epilogue asks for, in this order."""
+
+CODEBOOKS = {"8": (256, 1), "4": (16, 1), "2": (4, 1), "T": (3, 1), "V8x4": (256, 4), "V6x2": (64, 2)}
+"""Codings by the shape of their codebook, [entries, vector length]; T: five trits a byte."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of QLinear node.
+
+    Attributes:
+        coding: how weights are coded, a key of CODEBOOKS.
+        int8_activations: whether activations are rounded to int8 per token.
+    """
+
+    coding: str
+    int8_activations: bool
+
+    @property
+    def name(self) -> str:
+        return f"QLinear{self.coding}{'A8' if self.int8_activations else ''}"
+
+    @property
+    def entries(self) -> int:
+        """Entries of the codebook."""
+        return CODEBOOKS[self.coding][0]
+
+    @property
+    def vector_length(self) -> int:
+        """Consecutive weights along K that one code describes."""
+        return CODEBOOKS[self.coding][1]
+
+
+KINDS = {kind.name: kind for coding in CODEBOOKS for kind in (Kind(coding, True), Kind(coding, False))}
+
+
+def kind_of(entries: int, vector_length: int, int8_activations: bool) -> Kind:
+    """The node kind for a codebook ``[entries, vector_length]``.
+
+    Raises:
+        InputError: no node has such codes.
+    """
+    for coding, shape in CODEBOOKS.items():
+        if shape == (entries, vector_length):
+            return Kind(coding, int8_activations)
+    known = ", ".join(f"[{count}, {length}]" for count, length in CODEBOOKS.values())
+    raise InputError(f"no ONNX node for a codebook [{entries}, {vector_length}]: expected one of {known}")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Which of a kind's functions a node needs.
+
+    Attributes:
+        table: codes are looked up in the codebook; else they are affine, value = code - 2**(bits-1).
+        prologue: "" or LAYER_NORM_MODULATE.
+        epilogue: "", GELU_TANH or GATE_RESIDUAL.
+        outputs: pieces that the columns are split into.
+    """
+
+    table: bool = False
+    prologue: str = ""
+    epilogue: str = ""
+    outputs: int = 1
+
+    @property
+    def overload(self) -> str:
+        """ONNX's name of the choice: the parts that are not the plain ones, joined by dots."""
+        parts = ("table" if self.table else "", self.prologue, self.epilogue)
+        split = f"split{self.outputs}" if self.outputs > 1 else ""
+        return ".".join(part for part in (*parts, split) if part)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the node's inputs, in order."""
+        return (*INPUTS, *EXTRA_INPUTS.get(self.prologue, ()), *EXTRA_INPUTS.get(self.epilogue, ()))

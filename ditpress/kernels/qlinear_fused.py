@@ -1,0 +1,168 @@
+"""The op ``torch.ops.ditpress.qlinear_fused``: a low-bit linear and what a block puts around it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ditpress.kernels.arguments import check_bias, check_epilogue, check_input, check_prologue, check_weight
+from ditpress.kernels.cpu.weights import Fusion, packed_weight
+from ditpress.kernels.reference_fused import qlinear_fused_reference
+
+_library = torch.library.Library("ditpress", "FRAGMENT")
+_library.define(
+    "qlinear_fused(Tensor x, Tensor codes, Tensor scale, Tensor codebook, Tensor? bias, str activation, "
+    "bool fold_scales, Tensor? shift, Tensor? modulation, float epsilon, bool gelu, Tensor? gate, "
+    "Tensor? residual) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def qlinear_fused(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    codebook: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    fold_scales: bool = False,
+    *,
+    shift: Tensor | None = None,
+    modulation: Tensor | None = None,
+    epsilon: float = 1e-6,
+    gelu: bool = False,
+    gate: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """:func:`~ditpress.kernels.qlinear.qlinear` with optional steps before and after it, in this order:
+
+    1. ``x = layer_norm(x) * (1 + modulation) + shift`` where both are given (no affine in the norm)
+    2. ``y = qlinear(x, codes, scale, codebook, bias, activation, fold_scales)``
+    3. ``y = gelu(y)`` in the tanh form, with ``gelu``
+    4. ``y = gate * y + residual`` where both are given
+
+    Args:
+        x: float32 ``[B, ..., K]``; one dimension is enough where nothing is per sample.
+        codes, scale, codebook, bias, activation, fold_scales: as in ``qlinear``.
+        shift, modulation: float32 ``[B, 1, K]`` or ``[B, K]``, a row per sample (B = 1: for all), or None.
+        epsilon: of the layer norm.
+        gelu: not together with ``gate``.
+        gate: float32 ``[B, 1, N]`` or ``[B, N]``, or None.
+        residual: float32 ``[B, ..., N]``, or None.
+
+    Returns:
+        float32 ``[B, ..., N]``. :mod:`ditpress.kernels.reference_fused` defines it.
+
+    Raises:
+        InputError: a tensor of another shape or type, one of a pair alone, or ``gelu`` with ``gate``.
+    """
+    return torch.ops.ditpress.qlinear_fused(
+        x,
+        codes,
+        scale,
+        codebook,
+        bias,
+        activation,
+        fold_scales,
+        shift,
+        modulation,
+        epsilon,
+        gelu,
+        gate,
+        residual,
+    )
+
+
+def check_fused(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    codebook: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    fold_scales: bool,
+    shift: Tensor | None,
+    modulation: Tensor | None,
+    epsilon: float,
+    gelu: bool,
+    gate: Tensor | None,
+    residual: Tensor | None,
+) -> None:
+    """Raise InputError unless the arguments of ``qlinear_fused`` fit each other."""
+    check_input(x)
+    check_weight(x.shape[-1], codes, scale, codebook, activation, fold_scales)
+    check_bias(bias, codes.shape[0])
+    check_prologue(x, shift, modulation, epsilon)
+    check_epilogue(x, codes.shape[0], gelu, gate, residual)
+
+
+def _default(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    codebook: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    fold_scales: bool,
+    shift: Tensor | None,
+    modulation: Tensor | None,
+    epsilon: float,
+    gelu: bool,
+    gate: Tensor | None,
+    residual: Tensor | None,
+) -> Tensor:
+    linear = (x, codes, scale, codebook, bias, activation, fold_scales)
+    around = (shift, modulation, epsilon, gelu, gate, residual)
+    check_fused(*linear, *around)
+    return qlinear_fused_reference(*linear, *around)
+
+
+def _cpu(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    codebook: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    fold_scales: bool,
+    shift: Tensor | None,
+    modulation: Tensor | None,
+    epsilon: float,
+    gelu: bool,
+    gate: Tensor | None,
+    residual: Tensor | None,
+) -> Tensor:
+    check_input(x)
+    weight = packed_weight(x.shape[-1], codes, scale, codebook, activation, fold_scales)
+    around = (shift, modulation, epsilon, gelu, gate, residual)
+    if weight is None:
+        return _default(x, codes, scale, codebook, bias, activation, fold_scales, *around)
+    check_bias(bias, weight.out_features)
+    check_prologue(x, shift, modulation, epsilon)
+    check_epilogue(x, weight.out_features, gelu, gate, residual)
+    return weight.run(x, bias, Fusion(*around))
+
+
+def _fake(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    codebook: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    fold_scales: bool,
+    shift: Tensor | None,
+    modulation: Tensor | None,
+    epsilon: float,
+    gelu: bool,
+    gate: Tensor | None,
+    residual: Tensor | None,
+) -> Tensor:
+    linear = (x, codes, scale, codebook, bias, activation, fold_scales)
+    check_fused(*linear, shift, modulation, epsilon, gelu, gate, residual)
+    return x.new_empty((*x.shape[:-1], codes.shape[0]))
+
+
+_library.impl("qlinear_fused", _default, "CompositeExplicitAutograd")
+_library.impl("qlinear_fused", _cpu, "CPU")
+torch.library.register_fake("ditpress::qlinear_fused", _fake, lib=_library)

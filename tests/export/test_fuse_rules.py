@@ -1,0 +1,255 @@
+"""Each rule on graphs that torch.onnx writes: where it must fire, and near misses to be left alone."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+
+import pytest
+import torch
+from export_models import low_bit
+from torch import nn
+from torch.nn import functional as F
+
+from ditpress.errors import InputError
+from ditpress.export.fuse import RULES, apply_rules, rule_names
+from ditpress.export.inputs import Signature
+from ditpress.export.onnx import _save, build_model
+from ditpress.export.parity import relative_difference
+from ditpress.export.session import onnx_session, run_session
+
+WIDTH, TOKENS = 64, 6
+NORM = functools.partial(F.layer_norm, normalized_shape=(WIDTH,), eps=1e-6)
+
+
+class Piece(nn.Module):
+    """A few low-bit layers and computations with them, on inputs of their own so that nothing is shared."""
+
+    def __init__(self, computations):
+        super().__init__()
+        torch.manual_seed(0)
+        make = functools.partial(low_bit, format="int8", group=WIDTH, activation="int8")
+        self.attn = nn.ModuleDict({name: make(nn.Linear(WIDTH, WIDTH)) for name in "abc"})
+        self.attn["grouped"] = low_bit(nn.Linear(WIDTH, WIDTH), "int4", 32, "int8")
+        self.attn["whole"] = low_bit(nn.Linear(WIDTH, WIDTH), "int4", WIDTH, "int8")
+        self.attn["narrow"] = make(nn.Linear(WIDTH, 72))
+        self.attn["weight_only"] = low_bit(nn.Linear(WIDTH, WIDTH), "int8", WIDTH, "none")
+        self.elsewhere = nn.ModuleDict({"a": make(nn.Linear(WIDTH, WIDTH))})
+        self.weight = nn.Parameter(torch.rand(WIDTH))
+        self.constant_row = nn.Parameter(torch.rand(1, 1, WIDTH))
+        self.computations = computations
+
+    def forward(self, hidden_states, row, other, return_dict):
+        results = [
+            compute(self, self.attn, hidden_states * i, row / i, other / i).flatten(1)
+            for i, compute in enumerate(self.computations, 1)
+        ]
+        self.widths = [result.shape[1] for result in results]
+        return (torch.cat(results, 1),)
+
+
+def fire(tmp_path, computations, rules=tuple(RULES)):
+    """Which rules fired, after checking that the graph still computes the same."""
+    generator = torch.Generator().manual_seed(1)
+    call = {
+        "hidden_states": torch.randn(3, TOKENS, WIDTH, generator=generator),
+        "row": torch.randn(3, WIDTH, generator=generator),
+        "other": torch.randn(3, WIDTH, generator=generator),
+    }
+    module = Piece(computations).eval().requires_grad_(False)
+    signature = Signature.of(call)
+    model = build_model(module, signature, call)
+    outputs = []
+    fired = {}
+    for name in ("unfused.onnx", "fused.onnx"):
+        _save(model, tmp_path / name, 10**9)
+        session = onnx_session(tmp_path / name, library=False, optimize=False)
+        outputs.append(run_session(session, signature.arguments(call)))
+        fired = fired or apply_rules(model, rules)
+    with torch.no_grad():
+        expected = module(**call, return_dict=False)[0]
+    triples = (tensor.split(module.widths, 1) for tensor in (*outputs, expected))
+    for unfused, fused, truth in zip(*triples, strict=True):
+        assert relative_difference(fused, unfused) <= 1e-6
+        assert relative_difference(fused, truth) <= 0.02  # a last bit of the norm, a step of int8
+    return {name: count for name, count in fired.items() if count}
+
+
+def modulate(x, row, other, norm=NORM):
+    return norm(x) * (1 + row[:, None]) + other[:, None]
+
+
+def attend(q, k, v, heads=2, merged=True, **options):
+    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+    y = F.scaled_dot_product_attention(q, k, v, **options)
+    return y.transpose(1, 2).flatten(2) if merged else y.flatten(2)
+
+
+CASES = {
+    # layer norm with modulation
+    "norm": ({"norm": 1}, lambda p, n, x, r, o: n["a"](modulate(x, r, o))),
+    "norm, operands turned": (
+        {"norm": 1},
+        lambda p, n, x, r, o: n["a"](o[:, None] + (r[:, None] + 1) * NORM(x)),
+    ),
+    "norm, one added before": (
+        {"norm": 1},
+        lambda p, n, x, r, o: n["a"](NORM(x) * (1 + r)[:, None] + o[:, None]),
+    ),
+    "norm with another reader": (
+        {"norm": 1},
+        lambda p, n, x, r, o: n["a"](modulate(x, r, o)) + modulate(x, r, o),
+    ),
+    "two norms of one input": (
+        {"norm": 2},
+        lambda p, n, x, r, o: n["a"](modulate(x, r, o)) + n["b"](modulate(x, o, r)),
+    ),
+    "norm with weights": (
+        {},
+        lambda p, n, x, r, o: n["a"](modulate(x, r, o, functools.partial(NORM, weight=p.weight))),
+    ),
+    "norm with bias": (
+        {},
+        lambda p, n, x, r, o: n["a"](modulate(x, r, o, functools.partial(NORM, bias=p.weight))),
+    ),
+    "norm without modulation": ({}, lambda p, n, x, r, o: n["a"](NORM(x))),
+    "norm without shift": ({}, lambda p, n, x, r, o: n["a"](NORM(x) * (1 + r[:, None]))),
+    "modulation per token": ({}, lambda p, n, x, r, o: n["a"](NORM(x) * (1 + x) + o[:, None])),
+    "shift per token": ({}, lambda p, n, x, r, o: n["a"](NORM(x) * (1 + r[:, None]) + x)),
+    "one modulation for all": ({}, lambda p, n, x, r, o: n["a"](NORM(x) * (1 + p.constant_row) + o[:, None])),
+    "not one": ({}, lambda p, n, x, r, o: n["a"](NORM(x) * (2 + r[:, None]) + o[:, None])),
+    "norm of tokens": (
+        {},
+        lambda p, n, x, r, o: n["a"](
+            modulate(x.mT, r[:, :TOKENS], o[:, :TOKENS], lambda t: F.layer_norm(t, (TOKENS,))).mT
+        ),
+    ),
+    "norm before float weights": ({}, lambda p, n, x, r, o: n["weight_only"](modulate(x, r, o))),
+    # GELU
+    "gelu": ({"gelu": 1}, lambda p, n, x, r, o: F.gelu(n["a"](x), approximate="tanh")),
+    "gelu of float weights": (
+        {"gelu": 1},
+        lambda p, n, x, r, o: F.gelu(n["weight_only"](x), approximate="tanh").sin(),
+    ),
+    "gelu by erf": ({}, lambda p, n, x, r, o: F.gelu(n["a"](x))),
+    "gelu, y read twice": ({}, lambda p, n, x, r, o: (y := n["a"](x)) + F.gelu(y, approximate="tanh")),
+    "gelu after a sum": ({}, lambda p, n, x, r, o: F.gelu(n["a"](x) + x, approximate="tanh")),
+    # gated residual
+    "gate": ({"gate": 1}, lambda p, n, x, r, o: r[:, None] * n["a"](x) + x),
+    "gate, operands turned": ({"gate": 1}, lambda p, n, x, r, o: x + n["a"](x) * r[:, None]),
+    "gate, y divided by one": ({"gate": 1}, lambda p, n, x, r, o: x + r[:, None] * (n["a"](x) / 1.0)),
+    "gate and residual made later": (
+        {"gate": 1},
+        lambda p, n, x, r, o: n["a"](x) * (r.sin() * o)[:, None] + (x.cos() * x),
+    ),
+    "gate of its own norm": (
+        {"norm": 1, "gate": 1},
+        lambda p, n, x, r, o: r[:, None] * n["a"](modulate(x, r, o)) + x,
+    ),
+    "two gates": (
+        {"gate": 2},
+        lambda p, n, x, r, o: r[:, None] * n["b"](r[:, None] * n["a"](x) + x) + x,
+    ),
+    "gate per token": ({}, lambda p, n, x, r, o: x.sin() * n["a"](x) + x),
+    "one gate for all": ({}, lambda p, n, x, r, o: p.weight * n["a"](x) + x),
+    "no gate": ({}, lambda p, n, x, r, o: n["a"](x) + x),
+    "gate without residual": ({}, lambda p, n, x, r, o: r[:, None] * n["a"](x)),
+    "residual per sample": ({}, lambda p, n, x, r, o: r[:, None] * n["a"](x) + o[:, None]),
+    "gate, y divided by two": ({}, lambda p, n, x, r, o: x + r[:, None] * (n["a"](x) / 2.0)),
+    "gate, one divided by y": ({}, lambda p, n, x, r, o: x + r[:, None] * (1.0 / n["a"](x))),
+    "gate, y read twice": ({}, lambda p, n, x, r, o: (y := n["a"](x)) * r[:, None] + x + y.sin()),
+    "gate, product read twice": ({}, lambda p, n, x, r, o: (y := n["a"](x) * r[:, None]) + x + y.sin()),
+    "y gates itself": ({}, lambda p, n, x, r, o: (y := n["a"](x)) * y + x),
+    # layers side by side
+    "merge": ({"merge": 1}, lambda p, n, x, r, o: n["a"](x) + n["b"](x).sin() + n["c"](x).cos()),
+    "merge after one norm": (
+        {"norm": 1, "merge": 1},
+        lambda p, n, x, r, o: n["a"](h := modulate(x, r, o)) - n["b"](h).sin(),
+    ),
+    "merge, not the activated one": (
+        {"gelu": 1, "merge": 1},
+        lambda p, n, x, r, o: n["a"](x) + n["b"](x).sin() + F.gelu(n["c"](x), approximate="tanh"),
+    ),
+    "other inputs": ({}, lambda p, n, x, r, o: n["a"](x) + n["b"](x.sin())),
+    "other groups": ({}, lambda p, n, x, r, o: n["grouped"](x) + n["whole"](x)),
+    "other kind": ({}, lambda p, n, x, r, o: n["a"](x) + n["weight_only"](x)),
+    "other module": ({}, lambda p, n, x, r, o: n["a"](x) + p.elsewhere["a"](x)),
+    "narrow": ({}, lambda p, n, x, r, o: n["a"](x) + n["narrow"](x)[..., :WIDTH]),
+    # attention
+    "attention": ({"attention": 1}, lambda p, n, x, r, o: attend(x, x.sin(), x.cos())),
+    "attention, scale given": (
+        {"attention": 1},
+        lambda p, n, x, r, o: attend(x, x.sin(), x.cos(), scale=0.3),
+    ),
+    "attention to other tokens": (
+        {"attention": 1},
+        lambda p, n, x, r, o: attend(x, x[:, 2:].sin(), x[:, 2:].cos()),
+    ),
+    "attention with a mask": (
+        {"attention": 1},
+        lambda p, n, x, r, o: attend(x, x.sin(), x.cos(), attn_mask=o[:, None, None, :TOKENS]),
+    ),
+    "attention with a mask per head": (
+        {"attention": 1},
+        lambda p, n, x, r, o: attend(
+            x, x.sin(), x.cos(), attn_mask=x.unflatten(-1, (2, -1)).transpose(1, 2)[..., :TOKENS]
+        ),
+    ),
+    "attention on turned heads": (
+        {"attention": 1},
+        lambda p, n, x, r, o: attend(
+            (x.unflatten(-1, (2, -1)) * p.weight[:32]).flatten(-2), x.sin(), x.cos()
+        ),
+    ),
+    "attention to two streams": (
+        {"attention": 1},
+        lambda p, n, x, r, o: attend(*(torch.cat([t, t.sin()], 1) for t in (x, x.tanh(), x.cos()))),
+    ),
+    "attention after low-bit layers": (
+        {"attention": 1, "merge": 1},
+        lambda p, n, x, r, o: attend(n["a"](x), n["b"](x), n["c"](x)),
+    ),
+    "causal": ({}, lambda p, n, x, r, o: attend(x, x.sin(), x.cos(), is_causal=True)),
+    "mask of two dimensions": (
+        {},
+        lambda p, n, x, r, o: attend(x, x.sin(), x.cos(), attn_mask=p.weight[:36].view(6, 6)),
+    ),
+    "heads not merged": ({}, lambda p, n, x, r, o: attend(x, x.sin(), x.cos(), merged=False)),
+}
+
+
+def total(names):
+    return dict(sum((Counter(CASES[name][0]) for name in names), Counter()))
+
+
+@pytest.mark.parametrize("misses", [False, True])
+def test_rules_fire_on_their_patterns_only(misses, tmp_path):
+    names = [name for name, (expected, _) in CASES.items() if (expected == {}) == misses]
+    if fire(tmp_path, [CASES[name][1] for name in names]) != total(names):  # which ones?
+        each = {name: fire(tmp_path, [CASES[name][1]]) for name in names}
+        assert each == {name: CASES[name][0] for name in names}
+    assert len(names) > 20
+
+
+def test_rules_are_switched_by_name(tmp_path):
+    def compute(p, n, x, r, o):
+        h = modulate(x, r, o)
+        y = r[:, None] * n["c"](attend(n["a"](h), n["b"](h), x)) + x
+        return F.gelu(n["whole"](y), approximate="tanh")
+
+    counts = {"norm": 1, "gelu": 1, "gate": 1, "merge": 1, "attention": 1}
+    assert fire(tmp_path, [compute]) == counts
+    for rule in RULES:
+        assert fire(tmp_path, [compute], [rule]) == {rule: 1}
+        assert fire(tmp_path, [compute], set(RULES) - {rule}) == {
+            k: v for k, v in counts.items() if k != rule
+        }
+
+
+def test_names_of_rules():
+    assert rule_names(True) == tuple(RULES) == ("norm", "gelu", "gate", "merge", "attention")
+    assert rule_names(False) == rule_names([]) == ()
+    assert rule_names({"merge", "norm"}) == ("norm", "merge")
+    assert rule_names("gate") == ("gate",)
+    with pytest.raises(InputError, match=r"'rope'.*norm, gelu"):
+        rule_names(["norm", "rope"])
