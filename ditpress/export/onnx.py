@@ -117,7 +117,8 @@ def export_transformer(
 
 def _require(parity: Parity, limit: float, folder: Path) -> None:
     if not parity.holds(limit):
-        raise StageError(f"ONNX differs from PyTorch: {parity}; no file was written to {folder}")
+        remedy = "" if parity.fusion is None else "; fuse=False exports without fused nodes"
+        raise StageError(f"ONNX differs from PyTorch: {parity}; no file was written to {folder}{remedy}")
 
 
 def _by_functions(path: Path, arguments: Mapping[str, Tensor]) -> Tensor:

@@ -3,7 +3,8 @@
 A linear with what stands around it in a Diffusion Transformer: before it the layer norm with the shift and
 the scale of the adaLN modulation (Peebles & Xie 2023, section 3.2), after it GELU (tanh form) or the gate and
 the residual. The linear itself is exact as in :mod:`ditpress.kernels.reference`; the steps around it are
-float32 in any order of sums, so that kernels agree up to rounding, not to the bit.
+float32 in any order of sums, so that kernels agree up to rounding, not to the bit; their GELU may differ by
+1.5e-5 * max(1, |y|), a small part of the int8 step that its result is rounded to next.
 """
 
 from __future__ import annotations

@@ -214,6 +214,11 @@ CASES = {
         {},
         lambda p, n, x, r, o: attend(x, x.sin(), x.cos(), attn_mask=p.weight[:36].view(6, 6)),
     ),
+    # PyTorch guards against rows without any token
+    "mask of booleans": (
+        {},
+        lambda p, n, x, r, o: attend(x, x.sin(), x.cos(), attn_mask=o[:, None, None, :TOKENS] > -1),
+    ),
     "heads not merged": ({}, lambda p, n, x, r, o: attend(x, x.sin(), x.cos(), merged=False)),
 }
 

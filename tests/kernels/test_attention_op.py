@@ -66,7 +66,7 @@ def test_bfloat16_rounds_what_the_definition_says(mask: tuple[int, ...] | None) 
     exact = (p.float().bfloat16().double() @ v / p.sum(-1, keepdim=True)).transpose(1, 2).flatten(2)
     # A probability on the border of two bfloat16 numbers may fall to either side: one such step of one key.
     assert float((y - exact).abs().max()) < 2.0**-8 * float(v.abs().max())
-    assert float((y - exact).abs().median()) < 1e-6
+    assert float((y - exact).abs().median()) < 1e-4 * float(v.abs().max())
     plain = by_torch(*arguments)
     assert 1e-5 < float((y - plain).norm() / plain.norm()) < 0.01
 

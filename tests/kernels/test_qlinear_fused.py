@@ -42,18 +42,21 @@ def around(seed: int = 7) -> dict[str, Tensor]:
     }
 
 
-def expected(case: Case, given: dict[str, Any]) -> Tensor:
-    """Everything in float64, with torch's own functions."""
+GELU_BOUND = 1.5e-5  # of max(1, |argument|): what kernels are allowed
+
+
+def expected(case: Case, given: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Everything in float64, with torch's own functions; and the argument of a GELU."""
     x = case.x.double()
     if "shift" in given:
         x = F.layer_norm(x, (K,), eps=1e-6) * (1 + given["modulation"].double()) + given["shift"].double()
     assert case.bias is not None
-    y = x @ torch.from_numpy(weights64(case)).T + case.bias.double()
+    linear = y = x @ torch.from_numpy(weights64(case)).T + case.bias.double()
     if given.get("gelu"):
         y = F.gelu(y, approximate="tanh")
     if "gate" in given:
         y = given["gate"].double() * y + given["residual"].double()
-    return y
+    return y, linear
 
 
 @pytest.mark.parametrize("prologue", [False, True])
@@ -68,7 +71,9 @@ def test_float_activations_against_float64(case: Case, prologue: bool, epilogue:
     if epilogue == "gelu":
         given["gelu"] = True
     y = qlinear_fused(*case.arguments("none"), **given)
-    torch.testing.assert_close(y.double(), expected(case, given), rtol=1e-4, atol=1e-4)
+    exact, linear = expected(case, given)
+    bound = 1e-4 + 1e-4 * exact.abs() + (GELU_BOUND * linear.abs().clamp(min=1.0) if epilogue == "gelu" else 0)
+    assert bool(((y - exact).abs() <= bound).all())
 
 
 @pytest.mark.parametrize("fold", [False, True])
@@ -82,7 +87,8 @@ def test_int8_activations_are_those_of_the_normalised_input(case: Case, fold: bo
     torch.testing.assert_close(y.double(), gated, rtol=1e-5, atol=1e-5)
     del tensors["gate"], tensors["residual"]
     y = qlinear_fused(*case.arguments("int8"), fold, gelu=True, **tensors)
-    torch.testing.assert_close(y.double(), F.gelu(linear.double(), approximate="tanh"), rtol=1e-5, atol=1e-5)
+    exact = F.gelu(linear.double(), approximate="tanh")
+    assert bool(((y - exact).abs() <= GELU_BOUND * linear.abs().clamp(min=1.0)).all())
     assert torch.equal(qlinear_fused(*case.arguments("int8"), fold), qlinear(*case.arguments("int8"), fold))
 
 

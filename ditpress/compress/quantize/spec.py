@@ -19,7 +19,7 @@ class WeightSpec(Settings):
         description='weights per scale, or "channel": one scale per output row'
     )
     fold_scales: StrictBool = Field(
-        default=False,
+        default=True,
         description="multiply group scales into 8-bit weights: the fastest kernel, one more rounding to "
         "8 bits; only matters for groups with int8 activations",
     )

@@ -17,7 +17,7 @@ DITPRESS_INLINE Finish finish_of(const Epilogue& e) {
 // range: within 1.3e-5 * max(1, |x|) of the exact value everywhere, a six-hundredth of the int8 step that follows.
 DITPRESS_INLINE __m512 gelu(__m512 x) {
   constexpr float kQ[9] = {3.98840247e-1f,  -6.65638201e-2f, 9.98376238e-3f,  -1.15554121e-3f, 1.00495245e-4f,
-                           -6.26480919e-6f, 2.60256233e-7f,  -6.37881141e-9f, 6.92491192e-11f};
+                           -6.26480919e-6f, 2.60256433e-7f,  -6.37881141e-9f, 6.92491192e-11f};
   constexpr int kSmallerMagnitude = 2;  // of the two, with the sign of the first
   const __m512 c = _mm512_range_ps(x, _mm512_set1_ps(4.1f), kSmallerMagnitude);
   const __m512 z = _mm512_mul_ps(c, c);
