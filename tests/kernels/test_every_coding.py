@@ -50,9 +50,10 @@ def test_any_shape(
     floats = case.packed("none", path, fold_scales).run(x, bias).numpy()
     weights = case.weights64()
     size = np.abs(case.x).astype(np.float64) @ np.abs(weights).T + np.abs(case.bias)
-    assert np.all(
-        np.abs(floats - (case.x @ weights.T + case.bias)) <= (case.x.shape[1] + 2) * 2.0**-23 * size
-    )
+    error = np.abs(floats - (case.x @ weights.T + case.bias))
+    # Kernels may round x to 2**-24 of the largest magnitude of its row.
+    step = 2.0**-24 * np.abs(case.x).max(axis=1, keepdims=True) * np.abs(weights).sum(axis=1)
+    assert np.all(error <= (case.x.shape[1] + 2) * 2.0**-23 * size + step)
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -72,7 +72,9 @@ def test_float_activations_against_float64(case: Case, prologue: bool, epilogue:
         given["gelu"] = True
     y = qlinear_fused(*case.arguments("none"), **given)
     exact, linear = expected(case, given)
-    bound = 1e-4 + 1e-4 * exact.abs() + (GELU_BOUND * linear.abs().clamp(min=1.0) if epilogue == "gelu" else 0)
+    bound = (
+        1e-4 + 1e-4 * exact.abs() + (GELU_BOUND * linear.abs().clamp(min=1.0) if epilogue == "gelu" else 0)
+    )
     assert bool(((y - exact).abs() <= bound).all())
 
 
