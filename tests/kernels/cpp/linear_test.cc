@@ -256,10 +256,10 @@ void test_linear(const Kernels& kernels) {
     check(y.same_bytes(right), "many rows");
   }
   {  // more than one block of rows
-    const Problem p({175, 3, 49152, 1}, 256, 1, false, random);
+    const Problem p({86, 3, 49152, 1}, 256, 1, false, random);
     const Weight weight(p.source(Activation::kNone, false), kernels);
-    const Guarded<float> gate = normal(random, 7 * 3), residual = normal(random, 175 * 3);
-    Guarded<float> y(175 * 3), gated(175 * 3);
+    const Guarded<float> gate = normal(random, 2 * 3), residual = normal(random, 86 * 3);
+    Guarded<float> y(86 * 3), gated(86 * 3);
     float* const to[2] = {y.data(), gated.data()};
     LinearCall call = plain(p, to);
     weight.run(call, serial_pool());
@@ -267,10 +267,10 @@ void test_linear(const Kernels& kernels) {
     call.y = to + 1;
     call.gate = gate.data();
     call.residual = residual.data();
-    call.gate_rows = 7;
+    call.gate_rows = 2;
     weight.run(call, thread_pool(2));
     bool good = true;
-    for (int64_t i = 0; i < y.size(); ++i) good &= gated[i] == std::fma(gate[i / 75 * 3 + i % 3], y[i], residual[i]);
+    for (int64_t i = 0; i < y.size(); ++i) good &= gated[i] == std::fma(gate[i / 129 * 3 + i % 3], y[i], residual[i]);
     check(good, "gate in blocks of rows");
   }
 }
