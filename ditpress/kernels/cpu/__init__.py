@@ -1,7 +1,8 @@
 """The CPU kernels: a plain C shared library, reached by ctypes.
 
-The library picks its instruction set at run time. ``DITPRESS_ISA`` forces one of ``avx512vnni``, ``avx2``,
-``portable`` or ``reference`` (no C++ at all); a value that is unknown or that this CPU lacks is an error.
+The library picks its instruction set at run time. ``DITPRESS_ISA`` forces one of ``avx512vnni``, ``avxvnni``,
+``avx2``, ``neon`` (with dot products), ``portable`` or ``reference`` (no C++ at all); a value that is unknown
+or that this CPU lacks is an error.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ditpress.errors import InputError
 
 ABI_VERSION = 2
 
-ISAS = ("avx512vnni", "avx2", "portable", "reference")
+ISAS = ("avx512vnni", "avxvnni", "avx2", "neon", "portable", "reference")
 
 
 def library_path() -> Path | None:

@@ -10,7 +10,7 @@ namespace ditpress {
 struct AttentionCall {
   const float *q, *k, *v;
   const float* mask;       // null: none
-  int64_t mask_stride[4];  // of batch, head, query and key; 0 where all share one value
+  int64_t mask_stride[4];  // of batch, head, query and key; 0 where all share one value, of key 0 or 1
   int64_t batch, heads, queries, keys, width;
   float scale;
   bool bf16;  // products of bfloat16 pairs where the CPU has them

@@ -2,6 +2,7 @@
 #include "attend.h"
 
 #include <stdexcept>
+#include <string>
 
 #include "buffer.h"
 
@@ -21,6 +22,9 @@ int64_t workspace_values(const AttentionCall& call) {
 void attend(const AttentionCall& call, const Kernels& kernels, const Pool& pool) {
   if (call.batch < 1 || call.heads < 1 || call.queries < 1) return;
   if (call.keys < 1 || call.width < 1) throw std::invalid_argument("attention has no keys or heads without width");
+  if (call.mask && call.mask_stride[3] != 0 && call.mask_stride[3] != 1)
+    throw std::invalid_argument("values of a mask lie " + std::to_string(call.mask_stride[3]) +
+                                " apart along the keys, expected 1, or 0 for one value for all keys");
   const int64_t row = call.heads * call.width;
   const auto run = call.bf16 && kernels.attention_bf16 ? kernels.attention_bf16 : kernels.attention;
   parallel_for(pool, call.batch * call.heads, [&](int64_t i, int64_t) {

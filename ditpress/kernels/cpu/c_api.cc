@@ -36,7 +36,8 @@ DITPRESS_EXPORT int32_t ditpress_abi_version() { return kAbiVersion; }
 // Message of the last call on this thread that failed; empty before the first.
 DITPRESS_EXPORT const char* ditpress_last_error() { return t_error.c_str(); }
 
-// "avx512vnni", "avx2", "portable" or "reference" (DITPRESS_ISA, else the best of this CPU); null on error.
+// "avx512vnni", "avxvnni", "avx2", "neon", "portable" or "reference" (DITPRESS_ISA, else the best of this CPU); null on
+// error.
 DITPRESS_EXPORT const char* ditpress_isa() {
   return guard<const char*>(nullptr, [] {
     const ditpress::Kernels* kernels = ditpress::default_kernels();

@@ -13,7 +13,7 @@ inline void fold_generic(uint8_t* bytes, int64_t vectors, const int16_t* fold, c
     for (int i = 0; i < layout.vector_bytes; ++i) {
       uint8_t& byte = bytes[v * layout.vector_bytes + i];
       const int factor = fold[v % across * per_vector + i / 4];
-      int value = ((static_cast<int>(byte) - layout.offset) << 24 >> 24) * factor;
+      int value = static_cast<int8_t>(byte - layout.offset) * factor;
       value = (value + 64) >> 7;
       value = value < -128 ? -128 : value > 127 ? 127 : value;
       byte = static_cast<uint8_t>(value + layout.offset);

@@ -7,56 +7,125 @@
 
 #include "portable/kernels.h"
 #ifdef DITPRESS_X86
+#include <cpuid.h>
+
 #include "avx2/kernels.h"
 #include "avx512/kernels.h"
+#include "avxvnni/kernels.h"
+#endif
+#ifdef DITPRESS_NEON
+#if defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
+#include "neon/kernels.h"
 #endif
 
 namespace ditpress {
 namespace {
 
 // These look at the operating system's support for the registers too, not only at the CPU's.
-bool has_avx2() {
 #ifdef DITPRESS_X86
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#else
-  return false;
-#endif
-}
-
 bool has_avx512vnni() {
-#ifdef DITPRESS_X86
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512vnni");
-#else
-  return false;
+}
+
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+Kernels best_avx512() {
+  return avx512_kernels(__builtin_cpu_supports("avx512vbmi"), __builtin_cpu_supports("avx512bf16"));
+}
 #endif
+
+#ifdef DITPRESS_AVXVNNI
+bool has_avxvnni() {
+  // Asked of the CPU itself: not every compiler's __builtin_cpu_supports knows the name.
+  constexpr unsigned kAvxVnni = 1u << 4;
+  unsigned eax = 0, ebx, ecx, edx;
+  return has_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & kAvxVnni);
+}
+#endif
+
+#ifdef DITPRESS_NEON
+bool has_neon_dot() {
+#if defined(__linux__)
+  constexpr unsigned long kDotProduct = 1ul << 20;  // HWCAP_ASIMDDP
+  return getauxval(AT_HWCAP) & kDotProduct;
+#else
+  return true;  // every Apple CPU that runs this
+#endif
+}
+#endif
+
+bool always() { return true; }
+
+struct Path {
+  const char* name;
+  bool (*supported)();  // null: not in this build
+  Kernels (*kernels)();
+};
+
+// Best first.
+constexpr Path kPaths[] = {
+#ifdef DITPRESS_X86
+    {"avx512vnni", has_avx512vnni, best_avx512},
+#else
+    {"avx512vnni", nullptr, nullptr},
+#endif
+#ifdef DITPRESS_AVXVNNI
+    {"avxvnni", has_avxvnni, avxvnni_kernels},
+#else
+    {"avxvnni", nullptr, nullptr},
+#endif
+#ifdef DITPRESS_X86
+    {"avx2", has_avx2, avx2_kernels},
+#else
+    {"avx2", nullptr, nullptr},
+#endif
+#ifdef DITPRESS_NEON
+    {"neon", has_neon_dot, neon_kernels},
+#else
+    {"neon", nullptr, nullptr},
+#endif
+    {"portable", always, portable_kernels},
+};
+constexpr int kPathCount = sizeof kPaths / sizeof kPaths[0];
+
+const Kernels& kernels_of(int path) {
+  // All made at the first use: references to them stay good.
+  static const struct Made {
+    Made() {
+      for (int i = 0; i < kPathCount; ++i)
+        if (kPaths[i].kernels) kernels[i] = kPaths[i].kernels();
+    }
+    Kernels kernels[kPathCount] = {};
+  } made;
+  return made.kernels[path];
 }
 
 }  // namespace
 
 const Kernels& kernels_named(const char* name) {
-  static const Kernels portable = portable_kernels();
-  if (std::strcmp(name, portable.name) == 0) return portable;
-  const bool avx512 = std::strcmp(name, "avx512vnni") == 0, avx2 = std::strcmp(name, "avx2") == 0;
-  if (!avx512 && !avx2)
-    throw std::invalid_argument(std::string("instruction set '") + name +
-                                "' is unknown, expected avx512vnni, avx2, portable or reference");
-#ifdef DITPRESS_X86
-  static const Kernels with_avx2 = avx2_kernels();
-  static const Kernels with_avx512 =
-      avx512_kernels(__builtin_cpu_supports("avx512vbmi"), __builtin_cpu_supports("avx512bf16"));
-  if (avx512 && has_avx512vnni()) return with_avx512;
-  if (avx2 && has_avx2()) return with_avx2;
-#endif
-  throw std::invalid_argument(std::string("instruction set '") + name +
-                              "' is not supported by this CPU, unset DITPRESS_ISA or use portable");
+  std::string known;
+  for (int i = 0; i < kPathCount; ++i) {
+    if (std::strcmp(name, kPaths[i].name) == 0) {
+      if (kPaths[i].supported && kPaths[i].supported()) return kernels_of(i);
+      throw std::invalid_argument(std::string("instruction set '") + name +
+                                  "' is not supported by this CPU, unset DITPRESS_ISA or use portable");
+    }
+    known += std::string(kPaths[i].name) + (i + 1 < kPathCount ? ", " : " or reference");
+  }
+  throw std::invalid_argument(std::string("instruction set '") + name + "' is unknown, expected " + known);
 }
 
 const Kernels* default_kernels() {
   const char* forced = std::getenv("DITPRESS_ISA");
   if (forced && *forced) return std::strcmp(forced, "reference") == 0 ? nullptr : &kernels_named(forced);
-  return &kernels_named(has_avx512vnni() ? "avx512vnni" : has_avx2() ? "avx2" : "portable");
+  int best = 0;
+  while (!(kPaths[best].supported && kPaths[best].supported())) ++best;
+  return &kernels_of(best);
 }
 
 }  // namespace ditpress

@@ -31,7 +31,7 @@ inline void row_factors(uint32_t amax_bits, float* scale, float* factor) {
   }
 }
 
-// Signed layout: no compensation, `start` stays unused.
+// Signed layout: no compensation, sums start at zero.
 inline void quantize_row_generic(const RowJob& job) {
   const int64_t k = job.groups * job.group;
   uint32_t amax = 0;
@@ -46,6 +46,7 @@ inline void quantize_row_generic(const RowJob& job) {
   int8_t* q = job.q;
   for (int64_t g = 0; g < job.groups; ++g) {
     const float* x = job.x + g * job.group;
+    job.start[g * job.start_stride] = 0;
     for (int64_t c = 0; c < job.padded_group; c += kChunk, q += job.q_stride) {
       const int64_t count = job.group - c < kChunk ? job.group - c : kChunk;
       if (factor == 0.0f) {  // also keeps infinity * 0 out of the conversion

@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "../attention.h"
-#include "../coding.h"
+#include "../decode.h"
 #include "../epilogue.h"
 #include "../fold.h"
 #include "../half.h"
@@ -22,9 +22,7 @@ bool decode_inside(int64_t) { return false; }
 int tile_rows(bool, bool) { return kRows; }
 
 void decode(const DecodeJob& job) {
-  const int in = unit_in(job.coding), out = unit_out(job.coding);
-  for (int64_t v = 0, unit = 0; v < job.vectors; v += out, ++unit)
-    decode_unit(job.coding, job.codes + unit * in * kVector, job.table, job.bytes + v * kVector, kVector);
+  decode_generic(job, kVector);
   if (job.fold) fold_generic(job.bytes, job.vectors, job.fold, layout(false));
 }
 
