@@ -27,14 +27,22 @@ void attend(const AttentionCall& call, const Kernels& kernels, const Pool& pool)
                                 " apart along the keys, expected 1, or 0 for one value for all keys");
   const int64_t row = call.heads * call.width;
   const auto run = call.bf16 && kernels.attention_bf16 ? kernels.attention_bf16 : kernels.attention;
-  parallel_for(pool, call.batch * call.heads, [&](int64_t i, int64_t) {
+  parallel_for(pool, call.batch * call.heads, [&](int64_t i, int64_t upcoming) {
     const int64_t b = i / call.heads, h = i % call.heads;
     t_workspace.reserve(workspace_values(call));
-    AttentionJob job;
-    job.q = call.q + b * call.queries * row + h * call.width;
-    job.k = call.k + b * call.keys * row + h * call.width;
-    job.v = call.v + b * call.keys * row + h * call.width;
-    job.y = call.y + b * call.queries * row + h * call.width;
+    AttentionJob job = {};
+    const auto at = [&](const float* x, int64_t rows, int64_t head) {
+      return x + head / call.heads * rows * row + head % call.heads * call.width;
+    };
+    job.q = at(call.q, call.queries, i);
+    job.k = at(call.k, call.keys, i);
+    job.v = at(call.v, call.keys, i);
+    job.y = call.y + (job.q - call.q);
+    if (upcoming >= 0) {
+      job.next_q = at(call.q, call.queries, upcoming);
+      job.next_k = at(call.k, call.keys, upcoming);
+      job.next_v = at(call.v, call.keys, upcoming);
+    }
     job.mask = call.mask ? call.mask + b * call.mask_stride[0] + h * call.mask_stride[1] : nullptr;
     job.q_stride = job.k_stride = job.v_stride = job.y_stride = row;
     job.mask_t = call.mask_stride[2];

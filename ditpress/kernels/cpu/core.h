@@ -115,6 +115,8 @@ struct AttentionJob {
   float scale;
   float* y;
   float* workspace;  // 64-byte aligned, of the size asked for
+  // The head that will be wanted next, to be fetched meanwhile; null: none. Its rows lie as those of this head.
+  const float *next_q, *next_k, *next_v;
 };
 
 // Sums of the parts of one row of a panel, finished: y = epilogue(part 0 + part 1 + part 2 + bias).

@@ -214,6 +214,13 @@ void query_tile(const AttentionJob& job, const HeadSpace<Dot>& space, int64_t ro
   }
 }
 
+// Rows [first, last) of `width` values into the second-level cache. They lie on a page each: nothing else fetches them.
+inline void fetch_rows(const float* x, int64_t stride, int64_t first, int64_t last, int64_t width) {
+  for (int64_t r = first; x && r < last; ++r)
+    for (int64_t i = 0; i < width + 15; i += 16)
+      _mm_prefetch(reinterpret_cast<const char*>(x + r * stride + i), _MM_HINT_T1);
+}
+
 template <class Dot>
 void attend(const AttentionJob& job) {
   const HeadSpace<Dot> space(job);
@@ -222,6 +229,12 @@ void attend(const AttentionJob& job) {
   const int64_t tiles = (job.queries + kQueryRows - 1) / kQueryRows;
   for (int64_t tile = 0; tile < tiles; ++tile) {
     const int64_t row = tile_row(job.queries, tiles, tile), rows = tile_row(job.queries, tiles, tile + 1) - row;
+    const int64_t key = tile_row(job.keys, tiles, tile), last_key = tile_row(job.keys, tiles, tile + 1);
+    fetch_rows(job.next_q, job.q_stride, row, row + rows, job.width);
+    fetch_rows(job.next_k, job.k_stride, key, last_key, job.width);
+    fetch_rows(job.next_v, job.v_stride, key, last_key, job.width);
+    for (int64_t r = row; r < row + rows; ++r)
+      for (int64_t i = 0; i < job.width; i += 16) __builtin_prefetch(job.y + r * job.y_stride + i, 1);
     DITPRESS_EACH(kQueryRows, i)
       if (rows == i + 1) query_tile<Dot, i + 1>(job, space, row);
     DITPRESS_END
