@@ -73,6 +73,7 @@ def conclude(
             onnx_vs_torch_psnr=parity["psnr"],
             onnx_vs_torch_relative=parity["relative"],
             pieces_relative=parity["pieces"],
+            fusion_relative=parity.get("fusion"),
         ),
         speed=Speed(
             hardware=here.cpu, threads=here.threads, original_ms=None, compressed_ms=None, speedup=None

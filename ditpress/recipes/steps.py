@@ -123,6 +123,7 @@ def export(denoiser: Denoiser, spec: ExportSpec, calls: Sequence[Call], folder: 
         "psnr": min(parity.psnr, MAX_PSNR),
         "relative": parity.relative,
         "pieces": parity.pieces,
+        "fusion": parity.fusion,
     }
 
 

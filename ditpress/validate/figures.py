@@ -91,6 +91,7 @@ def rows(report: Report) -> list[Row]:
         _single(
             "ONNX against torch, cut at int8 layers", "↓ of the range", parity.pieces_relative, scientific
         ),
+        _single("Fused graph against the unfused", "↓ of the range", parity.fusion_relative, scientific),
     ]
 
 

@@ -136,12 +136,15 @@ class Parity(Strict):
     Largest absolute difference end to end, PSNR in dB, and the difference as a part of the output's range.
     ``pieces_relative``: the largest difference of any piece of the graph cut at its int8 layers, as a part of
     that piece's range (see :mod:`ditpress.export.openloop`); null where end to end says enough.
+    ``fusion_relative``: the graph with fused nodes against the one without, both computed by the functions in
+    the file, as a part of the output's range; null where nothing was fused.
     """
 
     onnx_vs_torch_max_abs: float | None
     onnx_vs_torch_psnr: float | None
     onnx_vs_torch_relative: float | None
     pieces_relative: float | None
+    fusion_relative: float | None
 
 
 class Speed(Strict):

@@ -56,6 +56,7 @@ EXAMPLE: dict[str, Any] = {
         "onnx_vs_torch_psnr": 71.2,
         "onnx_vs_torch_relative": 4.7e-6,
         "pieces_relative": 1.3e-6,
+        "fusion_relative": 0.0,
     },
     "speed": {
         "hardware": "a processor",
