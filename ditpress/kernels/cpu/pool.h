@@ -25,28 +25,36 @@ Pool openmp_pool(int threads);
 // Take an OpenMP runtime that is already loaded: the shared object at `path`, or with nullptr the first in the process.
 bool use_openmp(const char* path);
 
-// function(i, upcoming) for every i in [0, count), `upcoming` being what the same thread will probably do next, or -1.
-// The host is asked for one task per thread, which take indices as they get ready: right for any split that the host
-// makes. A task that fails (only by want of memory) makes the whole fail.
+// function(w) for every w in [0, count): one task each, so that with count = pool.threads a host that has as many threads
+// runs them all at the same time, and likely the same w on the same thread from call to call. A task that fails (only by
+// want of memory) makes the whole fail.
 template <class F>
-void parallel_for(const Pool& pool, int64_t count, const F& function) {
+void parallel_workers(const Pool& pool, int64_t count, const F& function) {
   struct State {
     const F& function;
-    const int64_t count, threads;
-    std::atomic<int64_t> next{0};
     std::atomic<bool> failed{false};
-  } state{function, count, pool.threads};
-  const Task task = [](void* data, int64_t) {
+  } state{function};
+  const Task task = [](void* data, int64_t worker) {
     State& s = *static_cast<State*>(data);
     try {
-      for (int64_t i; (i = s.next.fetch_add(1, std::memory_order_relaxed)) < s.count;)
-        s.function(i, i + s.threads < s.count ? i + s.threads : -1);
+      s.function(worker);
     } catch (...) {
       s.failed.store(true, std::memory_order_relaxed);
     }
   };
-  pool.run(pool.host, pool.threads < count ? pool.threads : count, task, &state);
+  pool.run(pool.host, count, task, &state);
   if (state.failed.load(std::memory_order_relaxed)) throw std::bad_alloc();
+}
+
+// function(i, upcoming) for every i in [0, count), `upcoming` being what the same thread will probably do next, or -1.
+// Threads take indices as they get ready: right for any split that the host makes.
+template <class F>
+void parallel_for(const Pool& pool, int64_t count, const F& function) {
+  std::atomic<int64_t> next{0};
+  parallel_workers(pool, pool.threads < count ? pool.threads : count, [&](int64_t) {
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;)
+      function(i, i + pool.threads < count ? i + pool.threads : -1);
+  });
 }
 
 }  // namespace ditpress

@@ -5,8 +5,10 @@
 // added (the splitting of Ozaki et al. 2012). That takes three times the integer work instead of the four to eight times
 // that float arithmetic takes per product, and no widening of weights.
 #include <algorithm>
+#include <atomic>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "weight.h"
 
@@ -18,6 +20,7 @@ constexpr int kFloatParts = 3;  // int8 rows for one float row
 // Rows are worked on in equal blocks whose activations take at most about this much, so that workspaces stay bounded.
 constexpr int64_t kBlockBytes = int64_t{12} << 20;
 constexpr int64_t kBlockRows = 256;  // but never less: every block decodes the panels again
+constexpr int64_t kShareRows = 128;  // from this many rows a thread on, decoding every panel in each thread pays
 constexpr int64_t kWorkspace = int64_t{2} << 20;  // the least that comes in huge pages
 
 // Kept per thread from call to call: fresh pages for every call would cost more than some of the calls.
@@ -78,6 +81,15 @@ struct Weight::Block {
     }
     return e;
   }
+};
+
+// The packed rows of a block, in memory of the thread that called.
+struct Weight::Rows {
+  int64_t m, tiles;
+  bool nibbles;
+  int8_t* activations;
+  float* scale;
+  int32_t* start;
 };
 
 Weight::Panel Weight::prepare(int64_t panel, bool nibbles, const float* bias) const {
@@ -157,58 +169,89 @@ void Weight::pack_row(const Block& block, int64_t row, int8_t* q, int64_t q_stri
   }
 }
 
+// Rows that are packed, and multiplied panel by panel, by one thread if it gets to it.
+struct Weight::Share {
+  int64_t first_tile, last_tile;
+  std::atomic<int64_t> next{0};  // panel
+  std::atomic<bool> packed{false};
+};
+
 void Weight::run_block(const Block& block, const Pool& pool) const {
-  const LinearCall& call = block.call;
-  const int64_t parts = block.parts, m = block.m * parts;
+  const int64_t m = block.m * block.parts;
   const bool nibbles = coding_ == Coding::kNibbles && !folded_ && kernels_.decode_inside(m);
-  const int64_t tile = kernels_.tile_rows(compute_groups_ > 1, nibbles) / parts * parts;
+  const int64_t tile = kernels_.tile_rows(compute_groups_ > 1, nibbles) / block.parts * block.parts;
   const int64_t tiles = (m + tile - 1) / tile;
 
   Workspace& space = t_workspace;
   space.activations.reserve(std::max(m * padded_k_, kWorkspace));
   space.row_scale.reserve(m);
   space.start.reserve(m * groups_);
-  int8_t* const activations = space.activations.data();
-  float* const row_scale = space.row_scale.data();
-  int32_t* const start = space.start.data();
+  const Rows rows = {m, tiles, nibbles, space.activations.data(), space.row_scale.data(), space.start.data()};
 
-  parallel_for(pool, tiles, [&](int64_t t, int64_t) {
-    const int64_t first = tile_row(m / parts, tiles, t), last = tile_row(m / parts, tiles, t + 1);
-    for (int64_t r = first; r < last; ++r)
-      pack_row(block, r, activations + first * parts * padded_k_ + (r - first) * parts * kChunk,
-               (last - first) * parts * kChunk, row_scale + r * parts, start + r * parts);
-  });
-
-  // With fewer panels than would keep all threads busy, rows are split too (each share decodes its panel again).
-  const int64_t wanted = pool.threads > 1 ? (2 * pool.threads + panel_count_ - 1) / panel_count_ : 1;
-  const int64_t shares = std::min(tiles, wanted);
-  parallel_for(pool, panel_count_ * shares, [&](int64_t i, int64_t upcoming) {
-    const int64_t panel = i / shares, share = i % shares, column = panel * layout_.columns;
-    const int64_t first = tile_row(tiles, shares, share), last = tile_row(tiles, shares, share + 1);
-    const Panel p = prepare(panel, nibbles, call.bias);
-    const Epilogue epilogue = block.epilogue(column, n_);
-    int64_t stride;
-    float* const y = block.output(column, &stride);
-    Int8Job job = {p.weights, table_, nibbles, compute_groups_, padded_k_ / compute_groups_ / kChunk, p.scale, p.bias,
-                   activations, row_scale, start, m, parts, tiles, first, last, y, stride, p.columns, epilogue,
-                   nullptr, panel_bytes_};
-    if (upcoming >= 0 && upcoming / shares != panel) job.next = panels_.data() + upcoming / shares * panel_bytes_;
-    if (parts == 1) return kernels_.int8_panel(job);
-
-    const int64_t first_row = tile_row(m / parts, tiles, first), rows = tile_row(m / parts, tiles, last) - first_row;
-    Buffer<float>& sums = t_panel.parts;
-    sums.reserve(rows * parts * layout_.columns);
-    job.y = sums.data() - first_row * parts * layout_.columns;
-    job.y_stride = layout_.columns;
-    job.bias = p.zeros;
-    job.epilogue = {};
-    kernels_.int8_panel(job);
-    for (int64_t r = 0; r < rows; ++r) {
-      const float* const at = sums.data() + r * parts * layout_.columns;
-      kernels_.sum_row({{at, at + layout_.columns, at + 2 * layout_.columns}, p.bias, p.columns, first_row + r,
-                        y + (first_row + r) * stride, epilogue});
+  // With enough rows for all, every thread packs and multiplies its own: they stay in its cache, and nobody waits in
+  // between. Then it helps where panels are left. With fewer rows all pack together and then share the panels.
+  const int64_t count = m >= kShareRows * pool.threads ? pool.threads : 1;
+  const bool alone = count == 1 && pool.threads > 1;
+  std::vector<Share> shares(static_cast<size_t>(count));
+  for (int64_t s = 0; s < count; ++s) {
+    shares[s].first_tile = tile_row(tiles, count, s);
+    shares[s].last_tile = tile_row(tiles, count, s + 1);
+  }
+  if (alone) {
+    parallel_for(pool, tiles, [&](int64_t t, int64_t) { pack_tile(block, rows, t); });
+    shares[0].packed.store(true);
+  }
+  parallel_workers(pool, pool.threads, [&](int64_t worker) {
+    for (int64_t i = 0; i < count; ++i) {
+      Share& share = shares[static_cast<size_t>((worker + i) % count)];
+      if (i == 0 && !alone) {
+        for (int64_t t = share.first_tile; t < share.last_tile; ++t) pack_tile(block, rows, t);
+        share.packed.store(true, std::memory_order_release);
+      }
+      // Whose rows are not packed is still at it, or has not begun: no use waiting.
+      if (!share.packed.load(std::memory_order_acquire)) continue;
+      const int64_t ahead = alone ? pool.threads : 1;
+      for (int64_t panel; (panel = share.next.fetch_add(1, std::memory_order_relaxed)) < panel_count_;)
+        run_panel(block, rows, share, panel, panel + ahead < panel_count_ ? panel + ahead : -1);
     }
   });
+}
+
+void Weight::pack_tile(const Block& block, const Rows& rows, int64_t t) const {
+  const int64_t parts = block.parts;
+  const int64_t first = tile_row(block.m, rows.tiles, t), last = tile_row(block.m, rows.tiles, t + 1);
+  for (int64_t r = first; r < last; ++r)
+    pack_row(block, r, rows.activations + first * parts * padded_k_ + (r - first) * parts * kChunk,
+             (last - first) * parts * kChunk, rows.scale + r * parts, rows.start + r * parts);
+}
+
+void Weight::run_panel(const Block& block, const Rows& rows, const Share& share, int64_t panel, int64_t next) const {
+  const int64_t parts = block.parts, column = panel * layout_.columns;
+  const Panel p = prepare(panel, rows.nibbles, block.call.bias);
+  const Epilogue epilogue = block.epilogue(column, n_);
+  int64_t stride;
+  float* const y = block.output(column, &stride);
+  Int8Job job = {p.weights, table_, rows.nibbles, compute_groups_, padded_k_ / compute_groups_ / kChunk, p.scale,
+                 p.bias, rows.activations, rows.scale, rows.start, rows.m, parts, rows.tiles, share.first_tile,
+                 share.last_tile, y, stride, p.columns, epilogue, nullptr, panel_bytes_};
+  if (next >= 0) job.next = panels_.data() + next * panel_bytes_;
+  if (parts == 1) return kernels_.int8_panel(job);
+
+  // Three results for every row, then their sums.
+  const int64_t first = tile_row(block.m, rows.tiles, share.first_tile);
+  const int64_t last = tile_row(block.m, rows.tiles, share.last_tile);
+  Buffer<float>& sums = t_panel.parts;
+  sums.reserve(block.m * parts * layout_.columns);
+  job.y = sums.data();
+  job.y_stride = layout_.columns;
+  job.bias = p.zeros;
+  job.epilogue = {};
+  kernels_.int8_panel(job);
+  for (int64_t r = first; r < last; ++r) {
+    const float* const at = sums.data() + r * parts * layout_.columns;
+    kernels_.sum_row({{at, at + layout_.columns, at + 2 * layout_.columns}, p.bias, p.columns, r, y + r * stride,
+                      epilogue});
+  }
 }
 
 }  // namespace ditpress

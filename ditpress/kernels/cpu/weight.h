@@ -65,11 +65,15 @@ class Weight {
  private:
   struct Panel;
   struct Block;
+  struct Rows;
+  struct Share;
   void choose_coding(const WeightSource& source);
   void pack_table(const WeightSource& source);
   void pack_panels(const WeightSource& source);
   void pack_scale(const WeightSource& source);
   void run_block(const Block& block, const Pool& pool) const;
+  void pack_tile(const Block& block, const Rows& rows, int64_t tile) const;
+  void run_panel(const Block& block, const Rows& rows, const Share& share, int64_t panel, int64_t next) const;
   void pack_row(const Block& block, int64_t row, int8_t* q, int64_t q_stride, float* scale, int32_t* start) const;
   Panel prepare(int64_t panel, bool nibbles, const float* bias) const;
 
