@@ -48,7 +48,9 @@ class FusedBlock(BasicTransformerBlock):
                 class_labels,
                 added_cond_kwargs,
             )
-        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = parts
+        # Chunks are strided, and a patch embedding leaves its tokens so: made dense once, not by every op.
+        x = x.contiguous()
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = (part.contiguous() for part in parts)
         zero = self.norm_type == "ada_norm_zero"
         epsilon = self.norm1.norm.eps if zero else self.norm1.eps
         x = attend(self.attn1, x, None, attention_mask, Modulation(shift, scale, epsilon), Gate(gate, x))
