@@ -7,6 +7,7 @@ from pathlib import Path
 
 from diffusers import DiffusionPipeline
 
+from ditpress.fused import fuse as fuse_blocks
 from ditpress.load.checkpoint import load_compressed
 from ditpress.recipes.engine import run_recipe
 from ditpress.recipes.recipe import Recipe, load_recipe
@@ -44,10 +45,19 @@ def compress(
     )
 
 
-def load(path: str | Path) -> DiffusionPipeline:
+def load(path: str | Path, *, fuse: bool = True) -> DiffusionPipeline:
     """The compressed pipeline in a run folder (or in its ``model/``), on low-bit torch modules.
+
+    Args:
+        path: the folder.
+        fuse: run blocks on the fused ops where a call allows it: on the CPU, in float32, without gradients
+            (:func:`ditpress.fused.fuse`; ``ditpress.fused.unfuse`` undoes it). False: diffusers' own code
+            around the low-bit layers.
 
     Raises:
         InputError: no finished run in ``path``.
     """
-    return load_compressed(path).pipeline
+    pipeline = load_compressed(path).pipeline
+    if fuse:
+        fuse_blocks(pipeline.transformer)
+    return pipeline

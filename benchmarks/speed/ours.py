@@ -49,22 +49,25 @@ def compress(model: nn.Module, name: str) -> nn.Module:
     """Replace the linears of ``model`` by low-bit ones in ``FORMATS[name]``, in place."""
     layer = FORMATS[name]
     if isinstance(model, OneLinear):
-        replace_module(model, model.linear, random_code_linear(model.linear, layer, "int8"))
+        replace_module(model, model.linear, random_code_linear(model.linear, layer, "int8", seed=0))
         return model
-    for path, role in anatomy_of(model).linears(model).items():
+    for seed, (path, role) in enumerate(anatomy_of(model).linears(model).items()):
         linear = model.get_submodule(path)
         if role in _KEPT or not isinstance(linear, nn.Linear):
             continue
         modulation = role is Role.MODULATION  # few rows and sensitive: 8 bits, weight-only
         low_bit = random_code_linear(
-            linear, LowBit("int8") if modulation else layer, "none" if modulation else "int8"
+            linear, LowBit("int8") if modulation else layer, "none" if modulation else "int8", seed
         )
         replace_module(model, linear, low_bit)
     return model
 
 
-def random_code_linear(linear: nn.Linear, layer: LowBit, activation: Any) -> QuantizedLinear:
-    """A low-bit linear of the shape of ``linear`` with random codes, its weights of variance 1 / K."""
+def random_code_linear(linear: nn.Linear, layer: LowBit, activation: Any, seed: int) -> QuantizedLinear:
+    """A low-bit linear of the shape of ``linear`` with random codes, its weights of variance 1 / K.
+
+    Every layer needs a seed of its own: equal weights would be stored, and equal layers computed, only once.
+    """
     out_features, in_features = linear.weight.shape
     return random_linear(
         in_features,
@@ -74,7 +77,7 @@ def random_code_linear(linear: nn.Linear, layer: LowBit, activation: Any) -> Qua
         activation,
         bias=linear.bias is not None,
         fold_scales=layer.fold_scales,
-        seed=in_features + out_features,
+        seed=seed,
     )
 
 

@@ -34,6 +34,7 @@ from ditpress.export.openloop import compare_pieces, int8_nodes
 from ditpress.export.parity import Parity, cases, compare, relative_difference
 from ditpress.export.session import CONSTANTS_KEY, MODEL_FILE, kernels_run, onnx_session, run_session
 from ditpress.files import atomic_folder
+from ditpress.fused import unfused
 from ditpress.kernels.linear import QuantizedLinear
 
 Target = Literal["ditpress", "portable"]
@@ -59,7 +60,8 @@ def export_transformer(
     """Write ``folder/model.onnx`` and ``config.json``, as optimum's ONNX pipelines have them in a component.
 
     Args:
-        transformer: what to export, quantized layers as ``ditpress`` nodes.
+        transformer: what to export, quantized layers as ``ditpress`` nodes. One that runs fused
+            (:mod:`ditpress.fused`) is unfused meanwhile.
         folder: made or replaced as a whole when the file has been compared, never before.
         calls: keyword arguments of recorded calls, for the inputs and for the comparison with PyTorch.
         target: "ditpress" keeps our nodes, each with its model-local function; "portable" writes the
@@ -85,7 +87,9 @@ def export_transformer(
     signature = Signature.of(calls[0])
     was_training = transformer.training
     transformer.eval()
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(unfused(transformer))
+        stack.callback(transformer.train, was_training)
         model = build_model(transformer, signature, calls[0])
         functions = target == "portable" or not kernels_run()
         with atomic_folder(folder) as temporary, _as_computed(transformer, functions):
@@ -106,14 +110,12 @@ def export_transformer(
             _require(parity, parity_limit, folder)
             if target == "ditpress" and rules and any(node.domain == DOMAIN for node in model.graph):
                 arguments = signature.arguments(calls[0], FUSION_BATCH)
-                unfused = _by_functions(path, arguments)
+                separate = _by_functions(path, arguments)
                 if any(apply_rules(model, rules).values()):
                     _save(model, path, external_data_bytes)
-                    fusion = relative_difference(_by_functions(path, arguments), unfused)
+                    fusion = relative_difference(_by_functions(path, arguments), separate)
                     parity = replace(compare(onnx_session(path), known), pieces=pieces, fusion=fusion)
                     _require(parity, parity_limit, folder)
-    finally:
-        transformer.train(was_training)
     return folder / MODEL_FILE, parity
 
 

@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from ditpress.errors import InputError
+from ditpress.fused import unfuse
 from ditpress.load.anatomy import Anatomy, anatomy_of, tie_shared
 from ditpress.load.assemble import load_pipeline, load_scheduler
 from ditpress.load.conditions import PROMPTS, cycle
@@ -163,6 +164,7 @@ def load_denoiser(
             )
     transformer = pipeline.transformer
     anatomy = anatomy_of(transformer)
+    unfuse(transformer)  # a pipeline of ``ditpress.load``: stages watch modules that fused blocks pass by
     if isinstance(model, DiffusionPipeline):
         if any(p.dtype != torch.float32 for p in transformer.parameters()):
             pipeline.to(torch.float32)
