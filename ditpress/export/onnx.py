@@ -38,7 +38,9 @@ from ditpress.fused import unfused
 from ditpress.kernels.linear import QuantizedLinear
 
 Target = Literal["ditpress", "portable"]
-EXTERNAL_DATA_BYTES = 10**9  # above this the weights go into model.onnx.data
+# Above this the weights go into model.onnx.data, whose pages the kernels give back once they have repacked
+# them; inside model.onnx they would stay in memory.
+EXTERNAL_DATA_BYTES = 2**26
 PARITY_BATCHES = (1, 3)  # neither is the batch of the trace
 FUSION_BATCH = 2  # samples with rows of their own in modulation and gate
 TRACE_BATCH = 2  # torch.export specialises 0 and 1
