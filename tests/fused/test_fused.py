@@ -96,7 +96,7 @@ def test_fused_gives_the_numbers_of_the_unfused(build: Callable[..., Any], activ
     assert after["qlinear_fused"] == blocks * (4 * attentions + 2) == before["qlinear"]
     assert after["gelu"] == blocks
     assert after["gated"] == blocks * (attentions + 1)
-    assert after["modulated"] == (blocks * 4 if activation == "int8" else 0) or activation == "none"
+    assert after["modulated"] == blocks * (4 if activation == "int8" else 1)
 
 
 @pytest.mark.parametrize("roles", [(Role.QKV,), (Role.ATTENTION_OUT, Role.MLP_OUT), (Role.MLP_IN,)])

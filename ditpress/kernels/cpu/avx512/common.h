@@ -3,15 +3,12 @@
 
 #include <immintrin.h>
 
-#include <utility>
-
 #include "../core.h"
-
-#define DITPRESS_INLINE inline __attribute__((always_inline))
+#include "../unroll.h"
 
 namespace ditpress {
 
-// The parts of kAvx512Kernels, one per file; compiled with different flags, hence no inline code.
+// The parts of avx512_kernels, one per file; compiled with different flags, hence no inline code.
 namespace avx512 {
 
 constexpr int kVector = 64;  // 16 columns of 4 bytes
@@ -36,18 +33,6 @@ void attention_bf16(const AttentionJob&);  // also needs AVX512_BF16
 }  // namespace avx512
 
 namespace {
-
-// Loops over compile-time indices: arrays of registers are then split before the optimiser could put them on the stack.
-template <class F, int... I>
-DITPRESS_INLINE void each(F&& f, std::integer_sequence<int, I...>) {
-  (f(std::integral_constant<int, I>{}), ...);
-}
-template <int Count, class F>
-DITPRESS_INLINE void each(F&& f) {
-  each(f, std::make_integer_sequence<int, Count>{});
-}
-#define DITPRESS_EACH(count, i) each<count>([&](auto i) __attribute__((always_inline)) {
-#define DITPRESS_END });
 
 DITPRESS_INLINE __m512i broadcast_table(const uint8_t* table) {
   return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
