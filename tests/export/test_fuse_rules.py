@@ -36,16 +36,12 @@ class Piece(nn.Module):
         self.attn["whole"] = low_bit(nn.Linear(WIDTH, WIDTH), "int4", WIDTH, "int8")
         self.attn["narrow"] = make(nn.Linear(WIDTH, 72))
         self.attn["weight_only"] = low_bit(nn.Linear(WIDTH, WIDTH), "int8", WIDTH, "none")
-        rotations = [Hadamard.random((8, 8), WIDTH, torch.Generator().manual_seed(seed)) for seed in (0, 1)]
-        for name, rotation in zip(("rotated", "with_it", "otherwise"), rotations[:1] * 2 + rotations[1:]):
-            self.attn[name] = TransformedLinear(rotation, make(nn.Linear(WIDTH, WIDTH)))
-        self.attn["scaled"] = TransformedLinear(
-            ChannelScale(torch.rand(WIDTH)), make(nn.Linear(WIDTH, WIDTH))
-        )
-        down, up = (
-            make(nn.Linear(WIDTH, 8, bias=False)),
-            low_bit(nn.Linear(8, WIDTH, bias=False), "int8", 8, "int8"),
-        )
+        one, two = (Hadamard.random((8, 8), WIDTH, torch.Generator().manual_seed(seed)) for seed in (0, 1))
+        factors = ChannelScale(torch.rand(WIDTH))
+        for name, transform in {"rotated": one, "with_it": one, "otherwise": two, "scaled": factors}.items():
+            self.attn[name] = TransformedLinear(transform, make(nn.Linear(WIDTH, WIDTH)))
+        down = make(nn.Linear(WIDTH, 8, bias=False))
+        up = low_bit(nn.Linear(8, WIDTH, bias=False), "int8", 8, "int8")
         self.attn["branched"] = LowRankLinear(make(nn.Linear(WIDTH, WIDTH)), down, up)
         self.attn["normed"] = NormedLinear(make(nn.Linear(WIDTH, WIDTH)), torch.rand(WIDTH), 1e-6)
         self.elsewhere = nn.ModuleDict({"a": make(nn.Linear(WIDTH, WIDTH))})

@@ -97,9 +97,7 @@ def test_planned_is_applied(denoiser: Denoiser, stages: list[str], wrapped: bool
     made = denoiser.transformer
     assert structure(plan) == structure(made)
     assert size_of(before, plan) == size_of(before, made)
-    assert all(
-        tensor.is_meta or tensor.untyped_storage().nbytes() <= 8 for tensor in skeleton(made).parameters()
-    )
+    assert all(tensor.untyped_storage().nbytes() <= 8 for tensor in skeleton(made).state_dict().values())
 
 
 def test_calls_go_to_the_stages_that_need_them(denoiser: Denoiser, tmp_path: Path) -> None:
@@ -117,9 +115,8 @@ def test_errors_are_those_of_the_layers_that_became_low_bit(denoiser: Denoiser, 
     plain = set(denoiser.anatomy.linears(denoiser.transformer))
     wrap_dit(denoiser.transformer)
     facts = apply_stage(parse_stage("quantize"), denoiser, calls, tmp_path / "quantized")
-    assert set(facts["layer_errors"]) == {
-        name for name in plain if "proj_out" not in name and ".emb." not in name
-    }
+    kept = {name for name in plain if "proj_out" in name or ".emb." in name}
+    assert set(facts["layer_errors"]) == plain - kept
     weight, output = facts["layer_errors"]["transformer_blocks.0.ff.net.2"]
     assert 0 < weight < 0.3
     assert output > 10
@@ -157,8 +154,8 @@ def test_what_wrappers_add_takes_bits_but_holds_no_parameters(denoiser: Denoiser
     branch = f"{last}.linear.linear.linear"
     assert stored[f"{branch}.down"].bits == 32 * 3 * 256
     assert stored[f"{branch}.up"].bits == 32 * 3 * 64
-    assert {stored[name].parameters for name in (f"{last}.transform", f"{branch}.down", f"{branch}.up")} == {
-        0
-    }
+    added = [name for name in stored if name.endswith((".transform", ".down", ".up"))]
+    assert len(added) == 2 * 8
+    assert {stored[name].parameters for name in added} == {0}
     shared = [name for name in stored if ".attn1." in name and name.endswith("transform")]
     assert shared == [f"transformer_blocks.{index}.attn1.to_q.transform" for index in range(2)]
