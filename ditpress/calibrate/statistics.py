@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ class Want:
 class Statistic(Protocol):
     """One number or tensor about the inputs of one layer."""
 
-    name: ClassVar[str]
+    name: str
 
     def update(self, x: Tensor) -> None:
         """Take in one batch, ``x`` [..., K]."""

@@ -244,7 +244,7 @@ def _multiplied(fitted: FittedWeight, activation: str, fold: bool) -> Tensor:
     if not folds(fitted.scale, activation, fold):
         return fitted.dequantize()
     codebook = fitted.format.codebook_tensor() if fitted.codebook is None else fitted.codebook
-    w8, scale = fold_scales(fitted.values(), fitted.scale, codebook)
+    w8, scale = fold_scales(fitted.values(), fitted.scale, codebook, fitted.table)
     return w8.float() * scale
 
 
