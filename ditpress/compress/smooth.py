@@ -9,6 +9,7 @@ The mathematics is in :mod:`ditpress.compress.smoothing`.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, cast
@@ -167,6 +168,7 @@ class Smooth(Stage):
         targets = self.targets(denoiser.anatomy, transformer)
         if self.alpha == "search":
             self._formats()
+        _say_what_stays(denoiser.anatomy.linears(transformer), targets)
         for target in targets:
             _check(transformer, target, statistics)
         with torch.no_grad():
@@ -181,7 +183,6 @@ class Smooth(Stage):
                     put_online(transformer, target.linears[0], found)
                 else:
                     fold(transformer, target.group, found)
-        self._say_what_stays(denoiser, targets)
 
     def _factors(self, transformer: nn.Module, target: Target, statistics: Mapping[Want, Tensor]) -> Tensor:
         """Factors of one target, float64 [K], on the device of its weights."""
@@ -224,19 +225,17 @@ class Smooth(Stage):
             )
         return self.weights.model_copy(update={"rounding": "nearest"}), self.activations
 
-    def _say_what_stays(self, denoiser: Denoiser, targets: Sequence[Target]) -> None:
-        smoothed = {name for target in targets for name in target.linears}
-        left: dict[Role, int] = {}
-        for name, role in denoiser.anatomy.linears(denoiser.transformer).items():
-            if role in SMOOTHED and name.removesuffix(".linear") not in smoothed:
-                left[role] = left.get(role, 0) + 1
-        for role, count in left.items():
-            log.info(
-                "smooth: nothing can absorb the factors of %d linears of role %s, they stay as they are; "
-                "add the role to smooth.online to multiply their inputs at run time",
-                count,
-                role.value,
-            )
+
+def _say_what_stays(roles: Mapping[str, Role], targets: Sequence[Target]) -> None:
+    smoothed = {name for target in targets for name in target.linears}
+    left = Counter(role for name, role in roles.items() if role in SMOOTHED and name not in smoothed)
+    for role, count in left.items():
+        log.info(
+            "smooth: nothing can absorb the factors of %d linears of role %s, they stay as they are; "
+            "add the role to smooth.online to multiply their inputs at run time",
+            count,
+            role.value,
+        )
 
 
 def _multiplied(fitted: FittedWeight, activation: str, fold: bool) -> Tensor:
