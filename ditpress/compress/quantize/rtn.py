@@ -70,7 +70,7 @@ def search_scale(weight: Tensor, format: Format, dtype: torch.dtype, name: str =
     grid = grid_of(format)
     if grid.tables > 1:
         raise InputError(
-            f"format {format.name} has {grid.tables} tables; this search takes formats of one, such as fp4-e2m1"
+            f"format {format.name} has {grid.tables} tables; this search takes formats of one: fp4-e2m1"
         )
     groups = weight.reshape(-1, weight.shape[-1])
     absmax = groups.abs().amax(dim=1)
