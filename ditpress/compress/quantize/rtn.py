@@ -7,11 +7,11 @@ Pure mathematics, tensors in and tensors out. ``W[n, g, i] ~ scale[n, g] * codeb
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from ditpress.compress.quantize.grid import Grid, grid_of
 from ditpress.compress.quantize.ternary import ternary_scale
 from ditpress.errors import InputError
 from ditpress.kernels.formats import Format
@@ -97,13 +97,7 @@ def split_groups(weight: Tensor, group_size: int, name: str = "weight") -> Tenso
         InputError: K is not a multiple of ``group_size``, or a weight is NaN or infinite; names the layer.
     """
     rows, columns = weight.shape
-    if columns % group_size:
-        fitting = [size for size in (16, 32, 48, 64, 72, 96, 128, 144, 192, 256) if columns % size == 0]
-        choice = ", ".join(map(str, fitting)) or str(columns)
-        raise InputError(
-            f"{name}: K = {columns} is not divisible by the group {group_size}; use a group of {choice} or "
-            '"channel", or skip this layer'
-        )
+    check_group(columns, group_size, name)
     if not bool(torch.isfinite(weight).all()):
         raise InputError(f"{name} holds NaN or infinite values; give a checkpoint with finite weights")
     return weight.detach().float().reshape(rows, columns // group_size, group_size)
@@ -128,7 +122,11 @@ def search_scale(weight: Tensor, format: Format, dtype: torch.dtype, name: str =
     Raises:
         InputError: a scale does not fit ``dtype``.
     """
-    grid = _grid(format)
+    grid = grid_of(format)
+    if grid.tables > 1:
+        raise InputError(
+            f"format {format.name} has {grid.tables} tables; this search takes formats of one: fp4-e2m1"
+        )
     groups = weight.reshape(-1, weight.shape[-1])
     absmax = groups.abs().amax(dim=1)
     if absmax.numel() and float(absmax.max()) / grid.anchor > torch.finfo(dtype).max:
@@ -145,20 +143,30 @@ def search_scale(weight: Tensor, format: Format, dtype: torch.dtype, name: str =
     return best.reshape(weight.shape[:-1])
 
 
-def round_to_nearest(weight: Tensor, scale: Tensor, format: Format) -> Tensor:
-    """Codes of the nearest entries: uint8 [N, G, g] for ``weight`` float32 [N, G, g], ``scale`` [N, G]."""
-    grid = _grid(format)
-    groups, scales = weight.reshape(-1, weight.shape[-1]), scale.reshape(-1, 1).float()
-    inverse = torch.where(scales == 0, torch.zeros_like(scales), 1.0 / scales)
-    codes = torch.empty(groups.shape, dtype=torch.uint8)
-    step = max(1, CHUNK // groups.shape[1])
-    for start in range(0, groups.shape[0], step):
+def round_to_nearest(weight: Tensor, scale: Tensor, format: Format, table: Tensor | None = None) -> Tensor:
+    """Codes of the nearest entries: uint8 [N, G, g] for ``weight`` float32 [N, G, g], ``scale`` [N, G].
+
+    ``table``: of a format with several tables the one of every output row, whole numbers [N].
+    """
+    grid = grid_of(format)
+    inverse = reciprocal(scale).unsqueeze(-1)
+    codes = torch.empty(weight.shape, dtype=torch.uint8)
+    step = max(1, CHUNK // (weight.shape[1] * weight.shape[2]))
+    for start in range(0, weight.shape[0], step):
         part = slice(start, start + step)
-        codes[part] = grid.codes_of_nearest(groups[part] * inverse[part])
-    return codes.reshape(weight.shape)
+        codes[part] = grid.codes_of_nearest(
+            weight[part] * inverse[part], None if table is None else table[part]
+        )
+    return codes
 
 
-def _search(groups: Tensor, absmax: Tensor, grid: _Grid, dtype: torch.dtype) -> Tensor:
+def reciprocal(scale: Tensor) -> Tensor:
+    """``1 / scale`` in float32, and 0 where the scale is 0: such a group holds zeros."""
+    scale = scale.float()
+    return torch.where(scale == 0, torch.zeros_like(scale), 1.0 / scale)
+
+
+def _search(groups: Tensor, absmax: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor:
     """Best scale, ``dtype`` [R], for ``groups`` float32 [R, g]."""
     # The least scale that is stored exactly and whose reciprocal is finite in float32.
     smallest = 2.0**-24 if dtype == torch.float16 else torch.finfo(dtype).tiny
