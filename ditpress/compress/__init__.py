@@ -2,6 +2,7 @@
 
 from ditpress.callable_package import make_callable
 from ditpress.compress.quantize.stage import Quantize
+from ditpress.compress.rotate import Rotate
 from ditpress.compress.smooth import Smooth
 from ditpress.compress.stage import STAGES, LayerFormat, Stage, check_order, parse_stage, register_stage
 
@@ -11,6 +12,7 @@ __all__ = [
     "STAGES",
     "LayerFormat",
     "Quantize",
+    "Rotate",
     "Smooth",
     "Stage",
     "check_order",

@@ -89,7 +89,10 @@ def check_weight(
             f"qlinear codebook is {codebook.dtype} {list(codebook.shape)}, expected torch.int8 [entries, d], "
             f"entries one of {', '.join(map(str, BITS))}"
         )
-    entries, length = code_entries(codebook, table), int(codebook.shape[1])  # constants, also of a symbolic trace
+    entries, length = (
+        code_entries(codebook, table),
+        int(codebook.shape[1]),
+    )  # constants, also of a symbolic trace
     if in_features < 1 or length < 1 or in_features % length:
         raise InputError(f"qlinear codebook vectors of {length} do not divide in_features={in_features}")
     width = packed_width(in_features // length, entries)

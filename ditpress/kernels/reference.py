@@ -114,9 +114,7 @@ def _product(
     return _fma(_accumulate(x, weights, scale, exact=True), a, bias)
 
 
-def _accumulate(
-    x: Tensor, weights: Tensor, scale: Tensor, exact: bool, a: Tensor | None = None
-) -> Tensor:
+def _accumulate(x: Tensor, weights: Tensor, scale: Tensor, exact: bool, a: Tensor | None = None) -> Tensor:
     """``sum_g scale[:, g] * a[:, g] * (x_g @ weights_g.T)``: x ``[M, K]``, a ``[M, G]``, scale ``[n, G]``."""
     group = x.shape[1] // scale.shape[1]
     # Sums of whole numbers are exact in float32 while no partial sum can pass 2**24.

@@ -15,9 +15,10 @@ from torch import nn
 
 from ditpress.errors import InputError
 from ditpress.kernels.linear import QuantizedLinear
-from ditpress.load.families import FAMILIES, Family, Role, SmoothTemplate
+from ditpress.kernels.wrap import NormedLinear, TransformedLinear, layers_of
+from ditpress.load.families import FAMILIES, Family, Role, SmoothTemplate, ValueTemplate
 
-__all__ = ["Anatomy", "Role", "SmoothGroup", "anatomy_of", "tie_shared"]
+__all__ = ["Anatomy", "Role", "SmoothGroup", "ValueGroup", "anatomy_of", "tie_shared"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,20 @@ class SmoothGroup:
     shift_chunk: int | None
     scale_chunk: int | None
     chunks: int
+
+
+@dataclass(frozen=True)
+class ValueGroup:
+    """Value projections of one attention, and the linears that read the mix of their outputs over tokens.
+
+    The mix is linear and works inside each of ``heads`` equal parts of the channels: an invertible matrix
+    inside a head, multiplied to the rows of all ``sources`` (and their biases), passes to the columns of all
+    ``linears``.
+    """
+
+    sources: tuple[str, ...]
+    linears: tuple[str, ...]
+    heads: int
 
 
 @dataclass(frozen=True)
@@ -66,6 +81,18 @@ class Anatomy:
             for index, block in enumerate(getattr(transformer, block_list, ())):
                 prefix = f"{block_list}.{index}."
                 groups += [_named(t, prefix) for t in templates if _fits(t, block)]
+        return groups
+
+    def value_groups(self, transformer: nn.Module) -> list[ValueGroup]:
+        """All groups of values, block by block, by the names of main linears.
+
+        A group is left out where a wrapper stands in the way: on a reader's input or on a source's output.
+        """
+        groups = []
+        for block_list in self.block_lists(transformer):
+            for index, block in enumerate(getattr(transformer, block_list)):
+                prefix = f"{block_list}.{index}."
+                groups += [g for t in self._table.values if (g := _value_group(t, block, prefix)) is not None]
         return groups
 
     def shared(self, transformer: nn.Module) -> list[tuple[str, ...]]:
@@ -133,6 +160,35 @@ def _fits(template: SmoothTemplate, block: nn.Module) -> bool:
         return False
     source = modules[-1]
     return all(source.out_features == template.chunks * linear.in_features for linear in modules[:-1])
+
+
+def _value_group(template: ValueTemplate, block: nn.Module, prefix: str) -> ValueGroup | None:
+    """The group of ``template``; None without a source or a linear, or with a wrapper between them."""
+    found: list[list[str]] = [[], []]
+    for names, passed, into in (
+        (template.sources, TransformedLinear, found[0]),
+        (template.linears, NormedLinear, found[1]),
+    ):
+        for name in names:
+            module = _module(block, name)
+            if module is None:
+                continue
+            *wrappers, linear = layers_of(module)
+            if not is_linear(linear) or not all(isinstance(wrapper, passed) for wrapper in wrappers):
+                return None
+            into.append(prefix + name + ".linear" * len(wrappers))
+    heads = getattr(_module(block, template.attention), "heads", None)
+    if not found[0] or not found[1] or not isinstance(heads, int):
+        return None
+    return ValueGroup(tuple(found[0]), tuple(found[1]), heads)
+
+
+def _module(root: nn.Module, name: str) -> nn.Module | None:
+    """The submodule of that name; None where there is none, also where diffusers keeps None in its place."""
+    try:
+        return root.get_submodule(name)
+    except AttributeError:
+        return None
 
 
 def _equal(a: nn.Module, b: nn.Module) -> bool:

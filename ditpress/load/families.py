@@ -37,6 +37,15 @@ class SmoothTemplate:
 
 
 @dataclass(frozen=True)
+class ValueTemplate:
+    """A ValueGroup with names relative to its block; of ``sources`` and ``linears`` those that exist."""
+
+    attention: str  # the attention module, which knows its heads
+    sources: tuple[str, ...]
+    linears: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Family:
     """One family: the diffusers classes that belong to it and the three tables about them."""
 
@@ -45,10 +54,21 @@ class Family:
     roles: tuple[tuple[str, Role], ...]
     smooth: tuple[tuple[str, tuple[SmoothTemplate, ...]], ...] = ()  # (block list, templates)
     shared: tuple[str, ...] = ()  # submodules that hold the same tensors in every block
+    values: tuple[ValueTemplate, ...] = ()  # in the blocks of every list of ``smooth``
 
 
 def _modulated(linears: tuple[str, ...], source: str, shift: int, scale: int, chunks: int) -> SmoothTemplate:
     return SmoothTemplate(linears, "modulation", source, shift, scale, chunks)
+
+
+def _values(attention: str, joint: bool = False) -> ValueTemplate:
+    """Joint attention mixes the values of image and text, and each stream reads the mix."""
+    sources, linears = ("to_v", "add_v_proj"), ("to_out.0", "to_add_out")
+    return ValueTemplate(
+        attention,
+        tuple(f"{attention}.{name}" for name in sources[: 1 + joint]),
+        tuple(f"{attention}.{name}" for name in linears[: 1 + joint]),
+    )
 
 
 _DIT = Family(
@@ -76,6 +96,7 @@ _DIT = Family(
         ),
     ),
     shared=("norm1.emb",),
+    values=(_values("attn1"),),
 )
 
 # PixArt's modulation is one linear for all blocks plus a table per block: no block can fold into it alone.
@@ -101,6 +122,7 @@ _PIXART = Family(
             ),
         ),
     ),
+    values=(_values("attn1"), _values("attn2")),
 )
 
 _JOINT_ROLES = (
@@ -140,6 +162,7 @@ _SD3 = Family(
             ),
         ),
     ),
+    values=(_values("attn", joint=True), _values("attn2")),
 )
 
 _FLUX = Family(
@@ -168,6 +191,8 @@ _FLUX = Family(
             (_modulated(("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"), "norm.linear", 0, 1, 3),),
         ),
     ),
+    # In single blocks the values go to proj_out beside the MLP: no attn.to_out, no group.
+    values=(_values("attn", joint=True),),
 )
 
 FAMILIES: tuple[Family, ...] = (_DIT, _PIXART, _SD3, _FLUX)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ditpress.compress.quantize import fp4, power_of_two
 from ditpress.compress.quantize.fitted import FittedWeight
 from ditpress.compress.quantize.gptq import gptq
 from ditpress.compress.quantize.grid import check_format, grid_of
@@ -42,10 +43,16 @@ def fit_weight(
     group_size = spec.group_size(columns)
     groups = split_groups(weight, group_size, name)
     dtype = scale_dtype(group_size, columns)
-    scale = search_scale(groups, format, dtype, name)
     table: Tensor | None = None
+    if format.tables > 1:
+        _, scale, table = fp4.fit(groups, dtype, choice=spec.tables, name=name)
+    else:
+        scale = search_scale(groups, format, dtype, name)
+    if spec.scale_ratios != "free":
+        scale = _in_powers_of_two(groups, scale, spec, name)
     if spec.rounding == "nearest":
-        return FittedWeight(round_to_nearest(groups, scale, format, table).view(rows, columns), scale, format)
+        codes = round_to_nearest(groups, scale, format, table).view(rows, columns)
+        return FittedWeight(codes, scale, format, table=table)
     if second_moment is None:
         raise InputError(
             f"{name}: rounding: gptq needs the second moment of its inputs; calibrate, or use nearest"
@@ -64,3 +71,14 @@ def fit_weight(
         values = grid_of(format).values_of(codes, table)
         scale = refit_scale(weight, values, scale, second_moment)
     return FittedWeight(codes, scale, format, table=table)
+
+
+def _in_powers_of_two(groups: Tensor, scale: Tensor, spec: WeightSpec, name: str) -> Tensor:
+    if spec.format != "fp4-e2m1":
+        raise InputError(
+            f"{name}: scale_ratios: {spec.scale_ratios} is for format fp4-e2m1, whose values times a "
+            f"power of two are E4M3 numbers; {spec.format} takes scale_ratios: free"
+        )
+    if spec.scale_ratios == "power-of-two-m2":
+        return power_of_two.constrain(scale)
+    return power_of_two.search(groups, scale, name=name)
