@@ -69,6 +69,8 @@ def _values(attention: str, joint: bool = False) -> ValueTemplate:
         tuple(f"{attention}.{name}" for name in sources[: 1 + joint]),
         tuple(f"{attention}.{name}" for name in linears[: 1 + joint]),
     )
+LINEAR_OWNERS = r"norm\w*|adaln_single"
+"""Modules of diffusers with a linear of their own called ``linear``, which is no wrapper's."""
 
 
 _DIT = Family(
