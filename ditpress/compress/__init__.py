@@ -5,6 +5,7 @@ from ditpress.compress.quantize.stage import Quantize
 from ditpress.compress.rotate import Rotate
 from ditpress.compress.smooth import Smooth
 from ditpress.compress.stage import STAGES, Stage, check_order, parse_stage, register_stage
+from ditpress.compress.subspace import SubspaceStage
 
 make_callable(__name__)
 
@@ -14,6 +15,7 @@ __all__ = [
     "Rotate",
     "Smooth",
     "Stage",
+    "SubspaceStage",
     "check_order",
     "parse_stage",
     "register_stage",

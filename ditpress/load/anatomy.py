@@ -111,6 +111,30 @@ class Anatomy:
                 groups += [g for t in self._table.values if (g := _value_group(t, block, prefix)) is not None]
         return groups
 
+    def readers(self, transformer: nn.Module) -> list[tuple[str, ...]]:
+        """Every linear, by the name of the main one, together with those of its block that read its input.
+
+        Linears whose inputs are transformed by modules of their own stand alone.
+        """
+        linears = self.linears(transformer)
+        place: dict[str, tuple[object, ...]] = {}
+        for name in linears:
+            plain = plain_name(name)
+            *block, inner = plain.split(".", 2)
+            group = next((i for i, names in enumerate(self._table.readers) if inner in names), None)
+            if len(block) < 2 or block[0] not in self.block_lists(transformer) or group is None:
+                place[name] = (name,)
+                continue
+            transforms = [
+                id(module.transform) if isinstance(module, TransformedLinear) else id(module)
+                for module in layers_of(transformer.get_submodule(plain))
+            ]
+            place[name] = (*block, group, *transforms[:-1])
+        together: dict[tuple[object, ...], list[str]] = {}
+        for name, key in place.items():
+            together.setdefault(key, []).append(name)
+        return [tuple(names) for names in together.values()]
+
     def shared(self, transformer: nn.Module) -> list[tuple[str, ...]]:
         """Submodules that hold equal tensors in every block, one tuple of full names per kind.
 

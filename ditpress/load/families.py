@@ -55,10 +55,15 @@ class Family:
     smooth: tuple[tuple[str, tuple[SmoothTemplate, ...]], ...] = ()  # (block list, templates)
     shared: tuple[str, ...] = ()  # submodules that hold the same tensors in every block
     values: tuple[ValueTemplate, ...] = ()  # in the blocks of every list of ``smooth``
+    readers: tuple[tuple[str, ...], ...] = ()  # linears of a block that read one tensor
 
 
 def _modulated(linears: tuple[str, ...], source: str, shift: int, scale: int, chunks: int) -> SmoothTemplate:
     return SmoothTemplate(linears, "modulation", source, shift, scale, chunks)
+
+
+def _qkv(*attentions: str, names: str = "to_q to_k to_v") -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(f"{attention}.{name}" for name in names.split()) for attention in attentions)
 
 
 def _values(attention: str, joint: bool = False) -> ValueTemplate:
@@ -69,6 +74,8 @@ def _values(attention: str, joint: bool = False) -> ValueTemplate:
         tuple(f"{attention}.{name}" for name in sources[: 1 + joint]),
         tuple(f"{attention}.{name}" for name in linears[: 1 + joint]),
     )
+
+
 LINEAR_OWNERS = r"norm\w*|adaln_single"
 """Modules of diffusers with a linear of their own called ``linear``, which is no wrapper's."""
 
@@ -99,6 +106,7 @@ _DIT = Family(
     ),
     shared=("norm1.emb",),
     values=(_values("attn1"),),
+    readers=_qkv("attn1"),
 )
 
 # PixArt's modulation is one linear for all blocks plus a table per block: no block can fold into it alone.
@@ -125,6 +133,7 @@ _PIXART = Family(
         ),
     ),
     values=(_values("attn1"), _values("attn2")),
+    readers=(*_qkv("attn1"), *_qkv("attn2", names="to_k to_v")),  # attn2: queries from the image
 )
 
 _JOINT_ROLES = (
@@ -165,6 +174,7 @@ _SD3 = Family(
         ),
     ),
     values=(_values("attn", joint=True), _values("attn2")),
+    readers=(*_qkv("attn", "attn2"), *_qkv("attn", names="add_q_proj add_k_proj add_v_proj")),
 )
 
 _FLUX = Family(
@@ -195,6 +205,11 @@ _FLUX = Family(
     ),
     # In single blocks the values go to proj_out beside the MLP: no attn.to_out, no group.
     values=(_values("attn", joint=True),),
+    # Single blocks have a proj_mlp, double ones have none.
+    readers=(
+        ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
+        *_qkv("attn", names="add_q_proj add_k_proj add_v_proj"),
+    ),
 )
 
 FAMILIES: tuple[Family, ...] = (_DIT, _PIXART, _SD3, _FLUX)
