@@ -17,18 +17,27 @@ namespace ditpress {
 // (activation zero there), so any group size works and no kernel has a tail along K.
 constexpr int64_t kChunk = 16;
 
-enum class Activation : int32_t { kNone = 0, kInt8 = 1 };
+// How rows are rounded, as ditpress/kernels/activations.py defines it.
+enum class Activation : int32_t { kNone = 0, kInt8 = 1, kInt4 = 2, kUint4 = 3, kFp4 = 4, kFp8 = 5 };
+
+// Whether rows have a scale for every group of weights.
+static constexpr bool scales_groups(Activation activation) {
+  return activation == Activation::kInt4 || activation == Activation::kUint4 || activation == Activation::kFp4;
+}
 
 // How codes lie in a panel. kBytes needs no decoding; of the others one *unit* of `unit_in` vectors of codes becomes
 // `unit_out` vectors of bytes (see coding.h).
 enum class Coding : int32_t { kBytes, kNibbles, kPairs, kTrits, kVector8x4, kVector6x2 };
+
+// Values up to this magnitude, which those of most 4-bit tables and ternary ones are, leave room for sums in 16 bits.
+constexpr int kSmall = 16;
 
 // How a weight is laid out for one instruction set: panels of `columns` outputs, a decoded panel being
 // [padded K / 4][columns][4 bytes along K], worked on in vectors of `vector_bytes`.
 struct Layout {
   int columns;
   int vector_bytes;
-  int offset;  // a byte of a decoded panel is value + offset (128: unsigned operand of vpdpbusd)
+  int offset;  // a byte of a decoded panel is value + offset, unsigned (0: the value itself, signed)
 };
 
 // The codes of one group of K in one panel to bytes. Whole units are written: `bytes` has room for one unit more.
@@ -39,7 +48,12 @@ struct DecodeJob {
   uint8_t* bytes;
   int64_t vectors;       // of bytes
   const int16_t* fold;   // null, or per column of the panel: byte = round(value * fold / 128) + offset
+  // null, or which table of 16 each column uses (kNibbles, kernels with `decodes_tables`): kSelected bytes, the columns
+  // of the panel over and over
+  const uint8_t* select;
+  int tables;
 };
+constexpr int kSelected = 64;
 
 // What happens to a result before it is stored; all pointers null: nothing. Pointers are at the first column of the
 // panel and the first row of the job.
@@ -57,13 +71,15 @@ struct Int8Job {
   const uint8_t* weights;     // decoded bytes, or packed nibbles when `nibbles`
   const uint8_t* table;       // 16 decoded bytes, for `nibbles`
   bool nibbles;
+  int offset;                 // of the layout
   int64_t groups;
   int64_t group_chunks;       // chunks of 16 per group
   const float* scale;         // [groups][columns of the layout]
   const float* bias;          // [columns of the layout]
   const int8_t* activations;  // [tile][padded K / 16][rows of the tile][16]
-  const float* row_scale;     // [m]
-  const int32_t* start;       // [groups][m]: first value of the accumulators, -offset * sum of the group
+  const float* row_scale;     // [m]; `scaled`: [groups][m], each sum of a group times its own
+  bool scaled;
+  const int32_t* start;       // [groups][m]: -128 * sum of the group, what an offset of 128 in the weights adds too much
   int64_t m;
   int64_t parts;              // a tile holds whole multiples of this many rows
   int64_t tiles, first_tile, last_tile;
@@ -82,9 +98,12 @@ struct RowJob {
   int8_t* q;         // first chunk of this row
   int64_t q_stride;  // bytes from one chunk of the row to the next
   float* scale;      // 1 value
-  int32_t* start;    // [groups], `start_stride` apart; -128 * sum where the layout has offset 128
+  int32_t* start;    // [groups], `start_stride` apart; -128 * sum where a layout has an offset
   int64_t start_stride;
 };
+
+// The same for other activations. quantize_groups: `scale` has a value for every group, `start_stride` apart.
+// quantize_fp8: the three digits of a row are rows kChunk bytes apart in `q`, one value each in `scale` and `start`.
 
 // What rounding left of a row: r = x - scale * q, q as a RowJob laid it out.
 struct ResidualJob {
@@ -133,12 +152,16 @@ struct SumJob {
 struct Kernels {
   const char* name;
   bool accelerated;  // false: slower than what a host without this library would do
-  Layout (*layout)(bool grouped);
+  bool decodes_tables;  // nibbles of columns that use different tables
+  // `small`: no decoded value is larger than kSmall.
+  Layout (*layout)(bool grouped, bool small);
   // Whether to decode nibbles inside the kernel (few rows) or once per panel into memory (many rows).
   bool (*decode_inside)(int64_t m);
   int (*tile_rows)(bool grouped, bool nibbles);
   void (*normalize_row)(const NormJob&);
   void (*quantize_row)(const RowJob&);
+  void (*quantize_groups)(const RowJob&, Activation);
+  void (*quantize_fp8)(const RowJob&);
   void (*residual_row)(const ResidualJob&);
   void (*decode)(const DecodeJob&);
   void (*widen_half)(const uint16_t* half, float* out, int64_t count);

@@ -11,7 +11,7 @@ using namespace avx512;
 // From this many rows on, decoding a panel once to memory costs less than decoding it for every row tile.
 constexpr int64_t kDecodeOnce = 256;
 
-Layout layout(bool grouped) { return {16 * (grouped ? kGroupVectors : kChannelVectors), kVector, 128}; }
+Layout layout(bool grouped, bool) { return {16 * (grouped ? kGroupVectors : kChannelVectors), kVector, 128}; }
 
 bool decode_inside(int64_t m) { return m < kDecodeOnce; }
 
@@ -25,11 +25,14 @@ Kernels avx512_kernels(bool vbmi, bool bf16) {
   Kernels kernels = {};
   kernels.name = "avx512vnni";
   kernels.accelerated = true;
+  kernels.decodes_tables = true;
   kernels.layout = layout;
   kernels.decode_inside = decode_inside;
   kernels.tile_rows = tile_rows;
   kernels.normalize_row = normalize_row;
   kernels.quantize_row = quantize_row;
+  kernels.quantize_groups = quantize_groups;
+  kernels.quantize_fp8 = quantize_fp8;
   kernels.residual_row = residual_row;
   kernels.decode = vbmi ? decode_vbmi : avx512::decode;
   kernels.widen_half = widen_half;
