@@ -131,7 +131,8 @@ def output_error(error: Tensor, second_moment: Tensor) -> float:
         error: float [N, K], the weight's.
         second_moment: [K, K].
     """
-    return float(((error.double() @ second_moment.double()) * error.double()).sum())
+    error = error.float()
+    return float(((error @ second_moment.float()).double() * error).sum())
 
 
 def check_second_moment(second_moment: Tensor, columns: int, name: str) -> None:
