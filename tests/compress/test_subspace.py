@@ -106,7 +106,9 @@ def test_linears_of_one_group_read_one_tensor_and_share_the_split(family: str) -
     for names in groups:
         assert all(torch.equal(read[name], read[names[0]]) for name in names), names
     # No two groups of a block read the same tensor: nothing is stored twice.
-    firsts = {names[0]: read[names[0]] for names in groups if re.match(r"(\w+blocks\.\d+)\.(?!norm)", names[0])}
+    firsts = {
+        names[0]: read[names[0]] for names in groups if re.match(r"(\w+blocks\.\d+)\.(?!norm)", names[0])
+    }
     for name, other in itertools.combinations(firsts, 2):
         if name.split(".")[:2] == other.split(".")[:2]:
             assert not torch.equal(firsts[name], firsts[other]), (name, other)
