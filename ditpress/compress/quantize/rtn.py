@@ -153,6 +153,16 @@ def round_to_nearest(weight: Tensor, scale: Tensor, format: Format) -> Tensor:
     return codes.reshape(weight.shape)
 
 
+def nearest_values(weight: Tensor, scale: Tensor, format: Format) -> Tensor:
+    """The table entries that the codes of :func:`round_to_nearest` stand for, float32 [N, G, g].
+
+    On the device of ``weight``; a fresh tensor.
+    """
+    scales = scale.float().unsqueeze(-1)
+    inverse = torch.where(scales == 0, torch.zeros_like(scales), 1.0 / scales)
+    return _grid(format).nearest_(weight * inverse)
+
+
 def _search(groups: Tensor, absmax: Tensor, grid: _Grid, dtype: torch.dtype) -> Tensor:
     """Best scale, ``dtype`` [R], for ``groups`` float32 [R, g]."""
     # The least scale that is stored exactly and whose reciprocal is finite in float32.
