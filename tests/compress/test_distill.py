@@ -32,7 +32,7 @@ def test_every_batch_has_one_call_of_each_part_of_the_timesteps() -> None:
         assert [int(timesteps[index] > 100) + int(timesteps[index] > 500) for index in batch] == [0, 1, 2]
     # The deck: after ten batches every call was seen once, after twenty twice.
     assert Counter(index for batch in batches[:10] for index in batch) == Counter(range(30))
-    assert Counter(index for batch in batches for index in batch) == Counter({i: 2 for i in range(30)})
+    assert Counter(index for batch in batches for index in batch) == Counter(dict.fromkeys(range(30), 2))
     again = list(islice(stratified(timesteps, 3, generator()), 20))
     other = list(islice(stratified(timesteps, 3, generator(1)), 20))
     assert again == batches
@@ -41,7 +41,7 @@ def test_every_batch_has_one_call_of_each_part_of_the_timesteps() -> None:
 
 def test_more_calls_a_step_than_timesteps() -> None:
     batches = list(islice(stratified([1.0, 2.0], 5, generator()), 2))
-    assert [[0, 0, 0, 1, 1]] * 2 == [sorted(batch) for batch in batches]
+    assert [sorted(batch) for batch in batches] == [[0, 0, 0, 1, 1]] * 2
 
 
 def test_the_rate_rises_and_falls() -> None:
@@ -99,7 +99,9 @@ def test_the_loss_is_the_error_in_parts_of_the_signal() -> None:
 
 
 def test_energy_of_timesteps() -> None:
-    energy = output_energy([1.0, 2.0, 1.0, 3.0], [torch.ones(4), 3 * torch.ones(2), torch.zeros(4), torch.zeros(2)])
+    energy = output_energy(
+        [1.0, 2.0, 1.0, 3.0], [torch.ones(4), 3 * torch.ones(2), torch.zeros(4), torch.zeros(2)]
+    )
     assert energy == {1.0: 0.5, 2.0: 9.0, 3.0: 1.0}
 
 
@@ -165,6 +167,9 @@ def test_blocks_of_a_transformer_are_compared() -> None:
         calls,
         Training(steps=60, calls=2, learning_rate=5e-3, features=1.0),
         [{"params": [weight]}],
-        blocks=[("transformer_blocks.0", "transformer_blocks.0"), ("transformer_blocks.1", "transformer_blocks.1")],
+        blocks=[
+            ("transformer_blocks.0", "transformer_blocks.0"),
+            ("transformer_blocks.1", "transformer_blocks.1"),
+        ],
     )
     assert sum(history[-5:]) < 0.2 * sum(history[:5])

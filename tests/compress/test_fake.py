@@ -40,7 +40,13 @@ def trained(name: str, group: int, activation: str, fold: bool, bias: bool = Tru
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(
     ("group", "activation", "fold"),
-    [(16, "int8", False), (16, "int8", True), (16, "none", True), (COLUMNS, "int8", True), (48, "none", False)],
+    [
+        (16, "int8", False),
+        (16, "int8", True),
+        (16, "none", True),
+        (COLUMNS, "int8", True),
+        (48, "none", False),
+    ],
 )
 @pytest.mark.parametrize("name", SCALARS)
 def test_hardening_changes_no_bit(name: str, group: int, activation: str, fold: bool, bias: bool) -> None:
@@ -112,9 +118,7 @@ def test_refitted_scale_is_that_of_least_squares(name: str) -> None:
             s = float(scale[row, group])
             table = fake.format.codebook_tensor().flatten().double().numpy()
             table = table[table >= -127]
-            values = (
-                table[np.abs(split[row, group][:, None] - s * table).argmin(1)] if s else np.zeros(16)
-            )
+            values = table[np.abs(split[row, group][:, None] - s * table).argmin(1)] if s else np.zeros(16)
             if not values.any():
                 assert float(refitted[row, group]) == s
                 continue
@@ -128,7 +132,7 @@ def test_refitting_by_turns_ends_at_the_ternary_optimum_or_above() -> None:
     fake = FakeQuantizedLinear(best.weight, best.scale * 1.5, best.bias, best.layer)
 
     def error(layer: FakeQuantizedLinear) -> float:
-        return float((layer.effective_weight() - layer.weight).double().square().sum())
+        return float((layer.effective_weight() - layer.weight).detach().double().square().sum())
 
     errors = [error(fake)]
     for _ in range(8):

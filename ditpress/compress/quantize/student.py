@@ -16,9 +16,9 @@ from ditpress.calibrate.calls import Call
 from ditpress.compress.distill.trainer import moved
 from ditpress.compress.quantize.fake import FakeQuantizedLinear
 from ditpress.compress.quantize.low_rank import fit_low_rank
+from ditpress.compress.quantize.stage import replace_module
 from ditpress.compress.stage import LayerFormat
 from ditpress.kernels.wrap import LowRankLinear, NormedLinear
-from ditpress.load.modules import replace_module
 
 EPS = 1e-6  # of the norm, as in TerDiT
 NORM_CALLS = 64  # calls that the start of the gains is fitted on, evenly over the trajectories
@@ -178,7 +178,9 @@ def _with_branch(linear: nn.Linear, layer: LayerFormat, rank: int, name: str) ->
         group = how.group_size or weight.shape[1]
         made = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
         made.weight = nn.Parameter(weight, requires_grad=False)
-        return FakeQuantizedLinear.of(made, LayerFormat(how.format, group, how.activation, how.fold_scales), name)
+        return FakeQuantizedLinear.of(
+            made, LayerFormat(how.format, group, how.activation, how.fold_scales), name
+        )
 
     weight = linear.weight.detach().float()
     with torch.no_grad():

@@ -19,7 +19,14 @@ from ditpress.calibrate.calls import Call, record_calls
 from ditpress.compress.distill.trainer import Training, distill
 from ditpress.compress.quantize.spec import WeightSpec
 from ditpress.compress.quantize.stage import Quantize, replace_module
-from ditpress.compress.quantize.student import Rates, fake_layers, harden, parameter_groups, refit, start_norms
+from ditpress.compress.quantize.student import (
+    Rates,
+    fake_layers,
+    harden,
+    parameter_groups,
+    refit,
+    start_norms,
+)
 from ditpress.compress.stage import LayerFormat, Stage, register_stage
 from ditpress.load.anatomy import Role
 
@@ -65,9 +72,7 @@ class Ternary(Stage):
     skip: tuple[str, ...] = Field(
         default=(), description="layers that stay as they are, by name pattern (* and ?)"
     )
-    norm: bool = Field(
-        default=True, description="RMSNorm after the modulation linears (TerDiT, section 3.3)"
-    )
+    norm: bool = Field(default=True, description="RMSNorm after the modulation linears (TerDiT, section 3.3)")
     scales: Literal["learned", "least-squares"] = Field(
         default="learned",
         description="learned: parameters, as in TerDiT; least-squares: those of the latent weights after "
