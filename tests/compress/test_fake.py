@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -138,6 +140,6 @@ def test_refitting_by_turns_ends_at_the_ternary_optimum_or_above() -> None:
     for _ in range(8):
         fake.refit()
         errors.append(error(fake))
-    assert all(after <= before * (1 + 1e-3) for before, after in zip(errors, errors[1:], strict=False))
+    assert all(after <= before * (1 + 1e-3) for before, after in pairwise(errors))
     assert errors[-1] < 0.8 * errors[0]
     assert error(best) <= errors[-1] * (1 + 1e-3)

@@ -80,8 +80,10 @@ def fake_layers(
     layers: dict[str, nn.Module] = {}
     for name, layer in formats.items():
         linear = cast(nn.Linear, student.get_submodule(name))
-        made: nn.Module = FakeQuantizedLinear.of(linear, layer, name)
-        if rank is not None:
+        made: nn.Module
+        if rank is None:
+            made = FakeQuantizedLinear.of(linear, layer, name)
+        else:
             made = _with_branch(linear, layer, rank, name)
         replace_module(student, linear, made.requires_grad_(False))
         layers[name] = made
@@ -172,15 +174,14 @@ def harden(layer: nn.Module) -> nn.Module:
 
 def _with_branch(linear: nn.Linear, layer: LayerFormat, rank: int, name: str) -> FakeLowRank:
     """A fake-quantized linear and its branch, from the best of the turns."""
-    stored = LayerFormat(BRANCH, 0, layer.activation)
 
     def rounded(weight: Tensor, how: LayerFormat) -> FakeQuantizedLinear:
-        group = how.group_size or weight.shape[1]
         made = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
         made.weight = nn.Parameter(weight, requires_grad=False)
-        return FakeQuantizedLinear.of(
-            made, LayerFormat(how.format, group, how.activation, how.fold_scales), name
-        )
+        return FakeQuantizedLinear.of(made, how, name)
+
+    def stored(part: Tensor) -> FakeQuantizedLinear:
+        return rounded(part, LayerFormat(BRANCH, part.shape[1], layer.activation))
 
     weight = linear.weight.detach().float()
     with torch.no_grad():
@@ -188,10 +189,10 @@ def _with_branch(linear: nn.Linear, layer: LayerFormat, rank: int, name: str) ->
             weight.cpu(),
             min(rank, *weight.shape),
             lambda target: rounded(target, layer).effective_weight(),
-            lambda part: rounded(part, stored).effective_weight(),
+            lambda part: stored(part).effective_weight(),
         )
         main = rounded(weight - (found.up @ found.down).to(weight.device), layer)
         if linear.bias is not None:
             main.bias = nn.Parameter(linear.bias.detach().float().clone())
-        down, up = (rounded(part.to(weight.device), stored) for part in (found.down, found.up))
+        down, up = (stored(part.to(weight.device)) for part in (found.down, found.up))
     return FakeLowRank(main, down, up)

@@ -54,8 +54,8 @@ class Ternary(Stage):
     """Ternary weights with least-squares scales, then self-distillation with a straight-through estimator.
 
     All linears of the blocks and the modulation become ternary; embedders and the last layer stay. The model
-    starts from the ternary weights of least squared error, learns the original's answers on the original's own
-    trajectories, and is then packed: the packed layers compute with the very bits that were trained.
+    starts from the ternary weights of least squared error, learns the original's answers on the original's
+    own trajectories, and is then packed: the packed layers compute with the very bits that were trained.
     """
 
     kind: Literal["ternary"] = "ternary"
