@@ -10,9 +10,12 @@ import torch
 from torch import nn
 
 from ditpress.compress.quantize.fake import FakeQuantizedLinear, fake_activation, refitted_scale
-from ditpress.compress.stage import LayerFormat
+from ditpress.compress.quantize.fit import fit_weight
+from ditpress.compress.quantize.fitted import FittedWeight
+from ditpress.compress.quantize.spec import WeightSpec
+from ditpress.kernels.activations import quantize_activations
 from ditpress.kernels.formats import FORMATS
-from ditpress.kernels.reference import qlinear_reference, quantize_rows
+from ditpress.kernels.reference import qlinear_reference
 
 SCALARS = [name for name, format in FORMATS.items() if format.vector_length == 1 and format.codebook]
 ROWS, COLUMNS = 24, 96
@@ -27,9 +30,29 @@ def linear(seed: int = 0, bias: bool = True) -> nn.Linear:
     return made
 
 
+def made(
+    linear: nn.Linear, name: str, group: int, activation: str = "int8", fold: bool = False
+) -> FakeQuantizedLinear:
+    weight = linear.weight.detach()
+    if FORMATS[name].tables == 1:
+        fitted = fit_weight(weight, WeightSpec(format=name, group=group))
+    else:
+        table = torch.arange(ROWS).to(torch.uint8) % FORMATS[name].tables
+        scale = weight.view(ROWS, -1, group).abs().amax(-1) / 8
+        fitted = FittedWeight(torch.empty(0), scale, FORMATS[name], table=table)
+    return FakeQuantizedLinear(linear.weight, linear.bias, fitted, activation, fold)
+
+
+def tables(fake: FakeQuantizedLinear) -> list[np.ndarray]:
+    """The usable values of every row's table, float64."""
+    codebook = fake.format.codebook_tensor().double().numpy().reshape(fake.format.tables, -1)
+    chosen = [0] * ROWS if fake.table is None else fake.table.tolist()
+    return [codebook[index][codebook[index] >= -127] for index in chosen]
+
+
 def trained(name: str, group: int, activation: str, fold: bool, bias: bool = True) -> FakeQuantizedLinear:
     """A fake layer as training leaves it: latent weights and scales that no search would give."""
-    fake = FakeQuantizedLinear.of(linear(1, bias), LayerFormat(name, group, activation, fold))
+    fake = made(linear(1, bias), name, group, activation, fold)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         fake.weight += 0.05 * torch.randn(fake.weight.shape, generator=generator)
@@ -45,9 +68,12 @@ def trained(name: str, group: int, activation: str, fold: bool, bias: bool = Tru
     [
         (16, "int8", False),
         (16, "int8", True),
-        (16, "none", True),
         (COLUMNS, "int8", True),
-        (48, "none", False),
+        (16, "none", True),
+        (48, "int4", False),
+        (16, "uint4", True),
+        (16, "fp4-e2m1", False),
+        (COLUMNS, "fp8-e4m3", False),
     ],
 )
 @pytest.mark.parametrize("name", SCALARS)
@@ -56,41 +82,48 @@ def test_hardening_changes_no_bit(name: str, group: int, activation: str, fold: 
     packed = fake.harden()
     assert torch.equal(fake.effective_weight(), packed.dequantize())
     x = 3 * torch.randn(7, COLUMNS, generator=torch.Generator().manual_seed(4))
-    seen = fake_activation(x, fake.activation)
-    if activation == "int8":
-        q, a = quantize_rows(x)
-        assert torch.equal(seen, q * a)
-        assert torch.equal((seen.double() / a.double()).round().float(), q)  # the integers can be read back
-    else:
+    seen = fake_activation(x, fake.activation, group)
+    if activation == "none":
         assert torch.equal(seen, x)
+    else:  # the whole numbers that the packed layer multiplies can be read back from what training sees
+        q, a = quantize_activations(x, activation, group)
+        read = seen.double().view(7, a.shape[1], -1) / a.double()[..., None]
+        assert torch.equal(read.round().float().view_as(q), q)
     expected = qlinear_reference(
-        x, packed.codes, packed.scale, packed.codebook, packed.bias, activation, packed.fold_scales
+        x,
+        packed.codes,
+        packed.scale,
+        packed.codebook,
+        packed.bias,
+        activation,
+        packed.fold_scales,
+        packed.table,
     )
-    torch.testing.assert_close(fake(x), expected, rtol=1e-5, atol=1e-5)
-    assert torch.equal(packed(x), expected) or activation == "none"
+    torch.testing.assert_close(fake(x), expected, rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(packed(x), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", SCALARS)
 def test_weights_are_the_nearest_of_the_table(name: str) -> None:
     fake = trained(name, 16, "int8", False)
-    table = np.array([v for v in FORMATS[name].codebook_tensor().flatten().tolist() if v >= -127], np.float64)
     scale = fake.scale.detach().half().double().numpy()
     latent = fake.weight.detach().double().numpy().reshape(ROWS, -1, 16)
-    choices = scale[..., None, None] * table
-    best = np.abs(latent[..., None] - choices).min(-1)
     got = fake.effective_weight().detach().double().numpy().reshape(latent.shape)
-    np.testing.assert_allclose(np.abs(latent - got), best, rtol=1e-5, atol=1e-7)
+    for row, table in enumerate(tables(fake)):
+        choices = scale[row][:, None, None] * table
+        best = np.abs(latent[row][..., None] - choices).min(-1)
+        np.testing.assert_allclose(np.abs(latent[row] - got[row]), best, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("group", [16, COLUMNS])
-@pytest.mark.parametrize("name", ["ternary", "int4", "fp4-e2m1"])
+@pytest.mark.parametrize("name", ["ternary", "int4", "fp4-e2m1", "fp4"])
 def test_gradients_pass_straight_through(name: str, group: int) -> None:
     fake = trained(name, group, "int8", False)
     generator = torch.Generator().manual_seed(5)
     x = torch.randn(7, COLUMNS, generator=generator, requires_grad=True)
     upstream = torch.randn(7, ROWS, generator=generator)
     (fake(x) * upstream).sum().backward()
-    q, a = quantize_rows(x.detach())
+    q, a = quantize_activations(x.detach(), "int8", COLUMNS)
     by_weight = upstream.double().T @ (q.double() * a.double())  # dL/dW of y = x Wᵀ
     packed = fake.harden()
     weight = packed.dequantize().double()
@@ -113,13 +146,12 @@ def test_gradients_pass_straight_through(name: str, group: int) -> None:
 def test_refitted_scale_is_that_of_least_squares(name: str) -> None:
     fake = trained(name, 16, "int8", False)
     weight, scale = fake.weight.detach(), fake.scale.detach().clone()
-    refitted = refitted_scale(weight, scale, fake.format)
+    refitted = refitted_scale(weight, scale, fake.format, fake.table)
     split = weight.view(ROWS, -1, 16).double().numpy()
     for row in range(ROWS):
         for group in range(COLUMNS // 16):
             s = float(scale[row, group])
-            table = fake.format.codebook_tensor().flatten().double().numpy()
-            table = table[table >= -127]
+            table = tables(fake)[row]
             values = table[np.abs(split[row, group][:, None] - s * table).argmin(1)] if s else np.zeros(16)
             if not values.any():
                 assert float(refitted[row, group]) == s
@@ -130,8 +162,10 @@ def test_refitted_scale_is_that_of_least_squares(name: str) -> None:
 
 def test_refitting_by_turns_ends_at_the_ternary_optimum_or_above() -> None:
     """Codes and scale by turns never lose, and the exact search is not beaten."""
-    best = FakeQuantizedLinear.of(linear(6), LayerFormat("ternary", 16, "int8"))
-    fake = FakeQuantizedLinear(best.weight, best.scale * 1.5, best.bias, best.layer)
+    best = made(linear(6), "ternary", 16)
+    fake = made(linear(6), "ternary", 16)
+    with torch.no_grad():
+        fake.scale *= 1.5
 
     def error(layer: FakeQuantizedLinear) -> float:
         return float((layer.effective_weight() - layer.weight).detach().double().square().sum())

@@ -15,9 +15,12 @@ from torch import Tensor, nn
 from ditpress.calibrate.calls import Call
 from ditpress.compress.distill.trainer import moved
 from ditpress.compress.quantize.fake import FakeQuantizedLinear
+from ditpress.compress.quantize.fit import fit_weight
 from ditpress.compress.quantize.low_rank import fit_low_rank
+from ditpress.compress.quantize.spec import WeightSpec
 from ditpress.compress.quantize.stage import replace_module
 from ditpress.compress.stage import LayerFormat
+from ditpress.kernels.activations import Activation
 from ditpress.kernels.wrap import LowRankLinear, NormedLinear
 
 EPS = 1e-6  # of the norm, as in TerDiT
@@ -82,7 +85,7 @@ def fake_layers(
         linear = cast(nn.Linear, student.get_submodule(name))
         made: nn.Module
         if rank is None:
-            made = FakeQuantizedLinear.of(linear, layer, name)
+            made = fake_linear(linear.weight, linear.bias, layer, name)
         else:
             made = _with_branch(linear, layer, rank, name)
         replace_module(student, linear, made.requires_grad_(False))
@@ -172,27 +175,32 @@ def harden(layer: nn.Module) -> nn.Module:
     return NormedLinear(harden(layer.linear), layer.gain.detach().clone(), EPS)
 
 
+def fake_linear(weight: Tensor, bias: Tensor | None, layer: LayerFormat, name: str) -> FakeQuantizedLinear:
+    """A fake-quantized linear that starts from round to nearest; ``name`` is used in errors."""
+    spec = WeightSpec(format=layer.format, group=layer.group_size)
+    fitted = fit_weight(weight.detach().cpu(), spec, name)
+    return FakeQuantizedLinear(
+        weight, bias, fitted, cast(Activation, layer.activation), fold_scales=layer.fold_scales
+    )
+
+
 def _with_branch(linear: nn.Linear, layer: LayerFormat, rank: int, name: str) -> FakeLowRank:
     """A fake-quantized linear and its branch, from the best of the turns."""
 
-    def rounded(weight: Tensor, how: LayerFormat) -> FakeQuantizedLinear:
-        made = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-        made.weight = nn.Parameter(weight, requires_grad=False)
-        return FakeQuantizedLinear.of(made, how, name)
+    def rounded(weight: Tensor) -> Tensor:
+        return fake_linear(weight, None, layer, name).effective_weight()
 
-    def stored(part: Tensor) -> FakeQuantizedLinear:
-        return rounded(part, LayerFormat(BRANCH, part.shape[1], layer.activation))
+    def branch(part: Tensor) -> FakeQuantizedLinear:
+        return fake_linear(part, None, LayerFormat(BRANCH, part.shape[1], layer.activation), name)
 
     weight = linear.weight.detach().float()
     with torch.no_grad():
         found = fit_low_rank(
             weight.cpu(),
             min(rank, *weight.shape),
-            lambda target: rounded(target, layer).effective_weight(),
-            lambda part: stored(part).effective_weight(),
+            rounded,
+            lambda part: branch(part).effective_weight(),
         )
-        main = rounded(weight - (found.up @ found.down).to(weight.device), layer)
-        if linear.bias is not None:
-            main.bias = nn.Parameter(linear.bias.detach().float().clone())
-        down, up = (stored(part.to(weight.device)) for part in (found.down, found.up))
-    return FakeLowRank(main, down, up)
+        up, down = found.up.to(weight.device), found.down.to(weight.device)
+        main = fake_linear(weight - up @ down, linear.bias, layer, name)
+    return FakeLowRank(main, branch(down), branch(up))
