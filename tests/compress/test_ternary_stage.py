@@ -19,6 +19,7 @@ from ditpress.errors import InputError
 from ditpress.kernels.linear import QuantizedLinear
 from ditpress.kernels.wrap import LowRankLinear, NormedLinear
 from ditpress.load import Denoiser, Role, load_denoiser
+from ditpress.recipes.skeleton import planned
 from ditpress.validate.paired import output_sqnr
 
 QUICK = {
@@ -98,7 +99,7 @@ def test_the_norm_starts_where_the_output_matches() -> None:
     calls = record_calls(model, samples=1, steps=1, guidance=1.0, seed=0)
     student = copy.deepcopy(teacher)
     name = "transformer_blocks.0.norm1.linear"
-    formats = {name: stage().layer_formats(model)[name]}
+    formats = {name: stage().formats(model.anatomy, model.transformer)[name]}
     layers = fake_layers(student, formats)
     start_norms(student, teacher, layers, [name], calls)
     wrapped = layers[name]
@@ -118,7 +119,7 @@ def test_the_norm_starts_where_the_output_matches() -> None:
 def test_a_branch_is_stored_and_helps() -> None:
     model = denoiser()
     names = [n for n, r in model.anatomy.linears(model.transformer).items() if r is Role.QKV]
-    formats = {n: f for n, f in stage().layer_formats(model).items() if n in names}
+    formats = {n: f for n, f in stage().formats(model.anatomy, model.transformer).items() if n in names}
     plain = fake_layers(copy.deepcopy(model.transformer), formats)
     student = copy.deepcopy(model.transformer)
     branched = fake_layers(student, formats, rank=4)
@@ -133,9 +134,27 @@ def test_a_branch_is_stored_and_helps() -> None:
         torch.testing.assert_close(hard(x), branched[name](x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "fields", [{}, {"norm": False, "low_rank": 3}, {"weights": {"format": "ternary-2bit", "group": 8}}]
+)
+def test_the_plan_is_what_is_made(fields: dict[str, Any]) -> None:
+    model = denoiser()
+    short = stage(**fields, training=QUICK["training"] | {"steps": 2})
+    expected = planned(model, [short])
+    short.apply(model, {})
+
+    def shapes(transformer: nn.Module) -> dict[str, Any]:
+        return {name: (tuple(t.shape), t.dtype) for name, t in transformer.state_dict().items()}
+
+    assert shapes(model.transformer) == shapes(expected)
+    for name, module in expected.named_modules():
+        if isinstance(module, QuantizedLinear):
+            assert repr(module) == repr(model.transformer.get_submodule(name))
+
+
 def test_refusals() -> None:
     with pytest.raises(InputError, match="K = 16 is not divisible by the group 12"):
-        stage(weights={"format": "ternary", "group": 12}).layer_formats(denoiser())
+        stage(weights={"format": "ternary", "group": 12}).apply(denoiser(), {})
     with pytest.raises(InputError, match=r"ternary\.training has no field \"epochs\""):
         parse_stage({"ternary": {"training": {"epochs": 3}}})
     with pytest.raises(InputError, match="holds vectors of 4 weights"):

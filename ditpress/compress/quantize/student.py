@@ -18,10 +18,11 @@ from ditpress.compress.quantize.fake import FakeQuantizedLinear
 from ditpress.compress.quantize.fit import fit_weight
 from ditpress.compress.quantize.low_rank import fit_low_rank
 from ditpress.compress.quantize.spec import WeightSpec
-from ditpress.compress.quantize.stage import replace_module
-from ditpress.compress.stage import LayerFormat
+from ditpress.compress.quantize.stage import LayerFormat
 from ditpress.kernels.activations import Activation
+from ditpress.kernels.linear import QuantizedLinear
 from ditpress.kernels.wrap import LowRankLinear, NormedLinear
+from ditpress.load.modules import replace_module
 
 EPS = 1e-6  # of the norm, as in TerDiT
 NORM_CALLS = 64  # calls that the start of the gains is fitted on, evenly over the trajectories
@@ -175,6 +176,33 @@ def harden(layer: nn.Module) -> nn.Module:
     return NormedLinear(harden(layer.linear), layer.gain.detach().clone(), EPS)
 
 
+def empty_layer(
+    linear: nn.Linear, layer: LayerFormat, rank: int | None = None, norm: bool = False
+) -> nn.Module:
+    """The stored layer that takes the place of ``linear``, on the meta device, without its numbers."""
+
+    def empty(inputs: int, outputs: int, how: LayerFormat, bias: bool) -> QuantizedLinear:
+        return QuantizedLinear.empty(
+            inputs,
+            outputs,
+            how.format,
+            how.group_size,
+            cast(Activation, how.activation),
+            bias=bias,
+            device="meta",
+            fold_scales=how.fold_scales,
+        )
+
+    inputs, outputs = linear.in_features, linear.out_features
+    made: nn.Module = empty(inputs, outputs, layer, linear.bias is not None)
+    if rank is not None:
+        rank = min(rank, inputs, outputs)
+        down = empty(inputs, rank, _branch_format(inputs, layer), bias=False)
+        up = empty(rank, outputs, _branch_format(rank, layer), bias=False)
+        made = LowRankLinear(made, down, up)
+    return NormedLinear.empty(made, "meta", eps=EPS) if norm else made
+
+
 def fake_linear(weight: Tensor, bias: Tensor | None, layer: LayerFormat, name: str) -> FakeQuantizedLinear:
     """A fake-quantized linear that starts from round to nearest; ``name`` is used in errors."""
     spec = WeightSpec(format=layer.format, group=layer.group_size)
@@ -191,7 +219,7 @@ def _with_branch(linear: nn.Linear, layer: LayerFormat, rank: int, name: str) ->
         return fake_linear(weight, None, layer, name).effective_weight()
 
     def branch(part: Tensor) -> FakeQuantizedLinear:
-        return fake_linear(part, None, LayerFormat(BRANCH, part.shape[1], layer.activation), name)
+        return fake_linear(part, None, _branch_format(part.shape[1], layer), name)
 
     weight = linear.weight.detach().float()
     with torch.no_grad():
@@ -204,3 +232,7 @@ def _with_branch(linear: nn.Linear, layer: LayerFormat, rank: int, name: str) ->
         up, down = found.up.to(weight.device), found.down.to(weight.device)
         main = fake_linear(weight - up @ down, linear.bias, layer, name)
     return FakeLowRank(main, branch(down), branch(up))
+
+
+def _branch_format(in_features: int, layer: LayerFormat) -> LayerFormat:
+    return LayerFormat(BRANCH, in_features, layer.activation)

@@ -18,17 +18,19 @@ from torch import Tensor, nn
 from ditpress.calibrate.calls import Call, record_calls
 from ditpress.compress.distill.trainer import Training, distill
 from ditpress.compress.quantize.spec import WeightSpec
-from ditpress.compress.quantize.stage import Quantize, replace_module
+from ditpress.compress.quantize.stage import LayerFormat, Quantize
 from ditpress.compress.quantize.student import (
     Rates,
+    empty_layer,
     fake_layers,
     harden,
     parameter_groups,
     refit,
     start_norms,
 )
-from ditpress.compress.stage import LayerFormat, Stage, register_stage
-from ditpress.load.anatomy import Role
+from ditpress.compress.stage import Stage, register_stage
+from ditpress.load.anatomy import Anatomy, Role
+from ditpress.load.modules import replace_module
 
 if TYPE_CHECKING:
     from ditpress.calibrate.calibration import Want
@@ -78,6 +80,9 @@ class Ternary(Stage):
         description="learned: parameters, as in TerDiT; least-squares: those of the latent weights after "
         "every step",
     )
+    low_rank: int | None = Field(
+        default=None, ge=1, description="rank of an int8 branch beside every ternary linear; null: none"
+    )
     samples: int = Field(default=64, ge=1, description="images drawn from noise to train on")
     sampling_steps: int | None = Field(
         default=None, ge=1, description="denoising steps of these images; null: the model's own"
@@ -86,15 +91,29 @@ class Ternary(Stage):
     guidance: float | None = Field(default=None, description="guidance scale; null: the model's own")
     training: TernaryTraining = TernaryTraining()
 
-    def layer_formats(self, denoiser: Denoiser) -> dict[str, LayerFormat]:
+    def formats(self, anatomy: Anatomy, transformer: nn.Module) -> dict[str, LayerFormat]:
         """Format of every linear that becomes ternary; raises InputError as the stage ``quantize``."""
-        return self._rounding().layer_formats(denoiser)
+        rounding = Quantize(
+            weights=self.weights,
+            activations=self.activations,
+            modulation=self.modulation,
+            keep=self.keep,
+            skip=self.skip,
+        )
+        return rounding.formats(anatomy, transformer)
+
+    def plan(self, denoiser: Denoiser, skeleton: nn.Module) -> None:
+        roles = denoiser.anatomy.linears(skeleton)
+        for name, layer in self.formats(denoiser.anatomy, skeleton).items():
+            linear = cast(nn.Linear, skeleton.get_submodule(name))
+            norm = self.norm and roles[name] is Role.MODULATION
+            replace_module(skeleton, linear, empty_layer(linear, layer, self.low_rank, norm))
 
     def apply(self, denoiser: Denoiser, statistics: Mapping[Want, Tensor]) -> None:
-        formats = self.layer_formats(denoiser)
         teacher = denoiser.transformer
+        formats = self.formats(denoiser.anatomy, teacher)
         student = copy.deepcopy(teacher).requires_grad_(False)
-        layers = fake_layers(student, formats)
+        layers = fake_layers(student, formats, self.low_rank)
         calls = self._trajectories(denoiser)
         if self.norm:
             roles = denoiser.anatomy.linears(teacher)
@@ -115,16 +134,7 @@ class Ternary(Stage):
             description="ternary distillation",
         )
         for name, layer in layers.items():
-            replace_module(teacher, cast(nn.Module, teacher.get_submodule(name)), harden(layer))
-
-    def _rounding(self) -> Quantize:
-        return Quantize(
-            weights=self.weights,
-            activations=self.activations,
-            modulation=self.modulation,
-            keep=self.keep,
-            skip=self.skip,
-        )
+            replace_module(teacher, teacher.get_submodule(name), harden(layer))
 
     def _trajectories(self, denoiser: Denoiser) -> list[Call]:
         return record_calls(
