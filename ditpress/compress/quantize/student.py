@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ditpress.calibrate.calls import Call
 from ditpress.compress.distill.trainer import moved
 from ditpress.compress.quantize.fake import FakeQuantizedLinear
-from ditpress.compress.quantize.fit import fit_weight
+from ditpress.compress.quantize.fit import FittedWeight, fit_weight
 from ditpress.compress.quantize.low_rank import fit_low_rank
 from ditpress.compress.quantize.spec import WeightSpec
 from ditpress.compress.quantize.stage import LayerFormat
@@ -205,33 +205,32 @@ def empty_layer(
 
 def fake_linear(weight: Tensor, bias: Tensor | None, layer: LayerFormat, name: str) -> FakeQuantizedLinear:
     """A fake-quantized linear that starts from round to nearest; ``name`` is used in errors."""
+    fitted = _fitted(weight, layer, name)
+    activation = cast(Activation, layer.activation)
+    return FakeQuantizedLinear(weight, bias, fitted, activation, fold_scales=layer.fold_scales)
+
+
+def _fitted(weight: Tensor, layer: LayerFormat, name: str) -> FittedWeight:
     spec = WeightSpec(format=layer.format, group=layer.group_size)
-    fitted = fit_weight(weight.detach().cpu(), spec, name)
-    return FakeQuantizedLinear(
-        weight, bias, fitted, cast(Activation, layer.activation), fold_scales=layer.fold_scales
-    )
+    return fit_weight(weight.detach().cpu(), spec, name)
 
 
 def _with_branch(linear: nn.Linear, layer: LayerFormat, rank: int, name: str) -> FakeLowRank:
     """A fake-quantized linear and its branch, from the best of the turns."""
+    weight = linear.weight.detach()
+    found = fit_low_rank(
+        weight.cpu(),
+        min(rank, *weight.shape),
+        lambda target: _fitted(target, layer, name),
+        lambda part: _fitted(part, _branch_format(part.shape[1], layer), name),
+    )
+    up, down = found.up.dequantize().to(weight.device), found.down.dequantize().to(weight.device)
+    main = fake_linear(weight.float() - up @ down, linear.bias, layer, name)
+    return FakeLowRank(main, _branch(down, layer, name), _branch(up, layer, name))
 
-    def rounded(weight: Tensor) -> Tensor:
-        return fake_linear(weight, None, layer, name).effective_weight()
 
-    def branch(part: Tensor) -> FakeQuantizedLinear:
-        return fake_linear(part, None, _branch_format(part.shape[1], layer), name)
-
-    weight = linear.weight.detach().float()
-    with torch.no_grad():
-        found = fit_low_rank(
-            weight.cpu(),
-            min(rank, *weight.shape),
-            rounded,
-            lambda part: branch(part).effective_weight(),
-        )
-        up, down = found.up.to(weight.device), found.down.to(weight.device)
-        main = fake_linear(weight - up @ down, linear.bias, layer, name)
-    return FakeLowRank(main, branch(down), branch(up))
+def _branch(part: Tensor, layer: LayerFormat, name: str) -> FakeQuantizedLinear:
+    return fake_linear(part, None, _branch_format(part.shape[1], layer), name)
 
 
 def _branch_format(in_features: int, layer: LayerFormat) -> LayerFormat:
