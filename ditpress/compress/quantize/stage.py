@@ -11,7 +11,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ditpress.compress.quantize.rtn import check_format, round_to_nearest, search_scale, split_groups
+from ditpress.compress.quantize.grid import check_format
+from ditpress.compress.quantize.rtn import round_to_nearest, search_scale, split_groups
 from ditpress.compress.quantize.spec import WeightSpec
 from ditpress.compress.stage import LayerFormat, Stage, register_stage
 from ditpress.errors import InputError

@@ -1,0 +1,96 @@
+"""The one way from a float weight to low-bit codes: search the scales, then round.
+
+Pure mathematics, tensors in and tensors out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ditpress.compress.quantize.gptq import gptq
+from ditpress.compress.quantize.grid import check_format, grid_of
+from ditpress.compress.quantize.refit import refit_scale
+from ditpress.compress.quantize.rtn import round_to_nearest, search_scale, split_groups
+from ditpress.compress.quantize.spec import WeightSpec
+from ditpress.errors import InputError
+from ditpress.kernels.formats import Format, get_format
+from ditpress.kernels.linear import scale_dtype
+
+
+@dataclass(frozen=True)
+class FittedWeight:
+    """A weight as it will be stored: ``W[n, k] ≈ scale[n, k // group] * codebook[code[n, k // d]][k % d]``.
+
+    Attributes:
+        codes: uint8 [N, K / d], one code an entry, not packed.
+        scale: float32 [N, 1] or float16 [N, G].
+        format: of the codes.
+        codebook: int8 [entries, d] where the format has none of its own, else None.
+        table: uint8 [N], the table of every row, where the format has several, else None.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    format: Format
+    codebook: Tensor | None = None
+    table: Tensor | None = None
+
+    def values(self) -> Tensor:
+        """What the codes stand for, without scales: float32 whole numbers [N, K]."""
+        if self.codebook is not None:
+            return self.codebook.float()[self.codes.long()].flatten(1)
+        return grid_of(self.format).values_of(self.codes, self.table)
+
+    def dequantize(self) -> Tensor:
+        """The weight that is stored, float32 [N, K]."""
+        values = self.values()
+        groups = values.view(len(values), self.scale.shape[1], -1)
+        return (groups * self.scale.float().unsqueeze(-1)).view_as(values)
+
+
+def fit_weight(
+    weight: Tensor, spec: WeightSpec, name: str = "weight", second_moment: Tensor | None = None
+) -> FittedWeight:
+    """``weight`` in the storage of ``spec``: scale search, then rounding.
+
+    Args:
+        weight: float [N, K], on the CPU.
+        spec: format, group, rounding.
+        name: the layer, for errors.
+        second_moment: of the layer's inputs, [K, K]; needed by ``rounding: gptq``.
+
+    Raises:
+        InputError: a format that does not fit the weight, a weight or second moment that is not finite, or
+            no second moment where one is needed.
+        StageError: see :func:`ditpress.compress.quantize.gptq.gptq`.
+    """
+    format = get_format(spec.format)
+    check_format(format)
+    rows, columns = weight.shape
+    group_size = spec.group_size(columns)
+    groups = split_groups(weight, group_size, name)
+    dtype = scale_dtype(group_size, columns)
+    scale = search_scale(groups, format, dtype, name)
+    table: Tensor | None = None
+    if spec.rounding == "nearest":
+        return FittedWeight(round_to_nearest(groups, scale, format, table).view(rows, columns), scale, format)
+    if second_moment is None:
+        raise InputError(
+            f"{name}: rounding: gptq needs the second moment of its inputs; calibrate, or use nearest"
+        )
+    codes = gptq(
+        weight,
+        scale,
+        format,
+        second_moment,
+        table,
+        damping=spec.gptq.damping,
+        act_order=spec.gptq.act_order,
+        name=name,
+    )
+    if spec.gptq.refit and spec.scale_ratios == "free":
+        values = grid_of(format).values_of(codes, table)
+        scale = refit_scale(weight, values, scale, second_moment)
+    return FittedWeight(codes, scale, format, table=table)
