@@ -1,6 +1,6 @@
-"""Vector quantization of a weight: ``W[n, k] ~ scale[n, k // group] * codebook[code[n, k // d]][k % d]``.
+"""Vector quantization of a weight: ``W[n, k] ~ scale[n] * codebook[code[n, k // d]][k % d]``.
 
-VQ4DiT (Deng et al. 2024, section 3.1) gives every layer a codebook over sub-vectors of d weights along the
+VQ4DiT (Deng et al. 2025, section 3.1) gives every layer a codebook over sub-vectors of d weights along the
 input dimension. Here rows are first divided by a scale, so that one codebook fits rows of every size, and the
 codebook is int8, as the integer kernels read it. The squared error may weigh input channels by their second
 moment: ``sum h_k (W - Ŵ)²`` is then the error of the layer's output for inputs without correlation.
@@ -8,11 +8,10 @@ moment: ``sum h_k (W - Ŵ)²`` is then the error of the layer's output for input
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
+from ditpress.compress.quantize.fit import FittedWeight
 from ditpress.compress.quantize.kmeans import lloyd, nearest, plus_plus
 from ditpress.errors import InputError
 from ditpress.kernels.formats import Format
@@ -21,55 +20,34 @@ from ditpress.kernels.formats import Format
 # (max_points_per_centroid, Douze et al. 2024). More change the codebook by less than its rounding to int8.
 POINTS_PER_CODEWORD = 256
 ITERATIONS = 100  # of Lloyd at most; VQ4DiT's released code
-REFITS = 20  # rounds of scales and assignments under the rounded codebook; most layers are stable before
+REFITS = 20  # rounds of scales and assignments under the rounded codebook at most
+STABLE = 1e-3  # part of the codes that may still change when these rounds end
 DAMPING = 0.01  # of the mean second moment, as GPTQ's percdamp: silent channels still count a little
 LARGEST = 127  # -128 has no counterpart: kernels negate entries
 
 
-@dataclass(frozen=True)
-class VectorWeight:
-    """A weight in a vector format.
-
-    Attributes:
-        codes: uint8 ``[N, K / d]``, not packed.
-        scale: float32 ``[N, K / group]``.
-        codebook: int8 ``[entries, d]``.
-    """
-
-    codes: Tensor
-    scale: Tensor
-    codebook: Tensor
-
-    def dequantize(self) -> Tensor:
-        """The weight, float32 ``[N, K]``: the same bits as ``QuantizedLinear.dequantize``."""
-        rows, groups = self.scale.shape
-        values = self.codebook.float()[self.codes.int()].view(rows, groups, -1)
-        return (values * self.scale.unsqueeze(-1)).view(rows, -1)
-
-
-def check_vectors(rows: int, columns: int, group: int, format: Format, name: str) -> None:
+def check_vectors(rows: int, columns: int, format: Format, name: str) -> None:
     """Refuse a layer that the format cannot hold, by its shape alone.
 
     Raises:
-        InputError: d does not divide the group, the group not K, or the layer has fewer sub-vectors than the
-            format has codewords; names the layer.
+        InputError: d does not divide K, or the layer has fewer sub-vectors than the format has codewords;
+            names the layer.
     """
     length = format.vector_length
-    if columns % group or group % length:
+    if columns % length:
         raise InputError(
-            f"{name}: format {format.name} needs sub-vectors of {length} inside groups of {group} inside "
-            f'K = {columns}; use a group that is a multiple of {length} and divides K, "channel", or skip '
-            "this layer"
+            f"{name}: format {format.name} needs rows of whole sub-vectors of {length} weights, but K = "
+            f"{columns}; skip this layer"
         )
     if rows * columns // length < format.entries:
         raise InputError(
             f"{name}: a codebook of {format.entries} codewords is larger than the layer, which has "
-            f"{rows * columns // length} sub-vectors of {length}; skip this layer"
+            f"{rows * columns // length} sub-vectors of {length} weights; skip this layer"
         )
 
 
 def channel_weights(second_moment: Tensor | None, columns: int) -> Tensor:
-    """What an error in each input channel costs: float32 [K], mean 1 (before damping).
+    """What an error in each input channel costs: float32 [K], mean 1 before damping.
 
     Args:
         second_moment: of the layer's input, the mean of ``x xᵀ`` [K, K] or its diagonal [K]; None: all equal.
@@ -83,9 +61,9 @@ def channel_weights(second_moment: Tensor | None, columns: int) -> Tensor:
     return (diagonal.double() / mean + DAMPING).float()
 
 
-def initial_scale(weight: Tensor, group: int) -> Tensor:
-    """Root mean square of every group, float32 [N, K / group]; 1 for a group of zeros."""
-    rms = weight.view(weight.shape[0], -1, group).square().mean(dim=-1).sqrt()
+def initial_scale(weight: Tensor) -> Tensor:
+    """Root mean square of every row, float32 [N, 1]; 1 for a row of zeros."""
+    rms = weight.square().mean(dim=1, keepdim=True).sqrt()
     return rms.where(rms > 0, 1.0)
 
 
@@ -93,24 +71,28 @@ def points_of(weight: Tensor, scale: Tensor, importance: Tensor, length: int) ->
     """What :mod:`kmeans` clusters: pull ``h s w`` and pressure ``h s²``, both [N K / d, d].
 
     With them the cost of codeword c is ``sum h (w - s c)²``, the error of the weight itself.
+
+    Args:
+        weight: [N, K].
+        scale: [N, 1].
+        importance: h, [K].
+        length: d.
     """
-    rows, columns = weight.shape
-    spread = scale.repeat_interleave(columns // scale.shape[1], dim=1)
-    pressure = importance * spread
+    pressure = importance * scale
     pull = (pressure * weight).view(-1, length)
-    return pull, pressure.mul_(spread).view(-1, length)
+    return pull, pressure.mul_(scale).view(-1, length)
 
 
-def fit_scale(weight: Tensor, values: Tensor, importance: Tensor, group: int) -> Tensor:
-    """The scales of least error for given values: ``sum h w v / sum h v²``, float32 [N, K / group].
+def fit_scale(weight: Tensor, values: Tensor, importance: Tensor) -> Tensor:
+    """The scales of least error for given values: ``sum h w v / sum h v²``, float32 [N, 1].
 
     Args:
         weight, values: [N, K]; ``values`` are the codebook entries that the codes stand for.
+        importance: h, [K].
     """
-    rows = weight.shape[0]
     weighted = importance * values
-    above = (weighted * weight).view(rows, -1, group).sum(dim=-1, dtype=torch.float64)
-    below = (weighted * values).view(rows, -1, group).sum(dim=-1, dtype=torch.float64)
+    above = (weighted * weight).sum(dim=1, keepdim=True, dtype=torch.float64)
+    below = (weighted * values).sum(dim=1, keepdim=True, dtype=torch.float64)
     return torch.where(below > 0, above / below.where(below > 0, 1.0), 0.0).float()
 
 
@@ -129,53 +111,52 @@ def refit(
 
     Args:
         weight: float32 [N, K].
-        scale: float32 [N, K / group] to start from.
+        scale: float32 [N, 1] to start from.
         codebook: int8 [E, d].
+        importance: [K].
 
     Returns:
-        ``(codes int64 [N, K / d], scale)``, stable or after ``rounds``.
+        ``(codes int64 [N, K / d], scale)``: stable up to ``STABLE``, or after ``rounds``.
     """
     values = codebook.float()
-    group = weight.shape[1] // scale.shape[1]
-    codes = torch.empty(0, dtype=torch.int64)
+    codes = torch.full((weight.numel() // values.shape[1],), -1)
     for _ in range(rounds):
         before = codes
         codes, _ = nearest(*points_of(weight, scale, importance, values.shape[1]), values)
-        if torch.equal(codes, before):
+        scale = fit_scale(weight, values[codes].view(weight.shape), importance)
+        if int((codes != before).sum()) <= STABLE * len(codes):
             break
-        scale = fit_scale(weight, values[codes].view(weight.shape), importance, group)
     return codes.view(weight.shape[0], -1), scale
 
 
 def fit_vectors(
     weight: Tensor,
     format: Format,
-    group: int,
     generator: torch.Generator,
     second_moment: Tensor | None = None,
     name: str = "weight",
     iterations: int = ITERATIONS,
-) -> VectorWeight:
-    """Quantize ``weight`` by k-means: scales by root mean square, k-means++, Lloyd, int8, refit.
+) -> FittedWeight:
+    """Quantize ``weight``: scales by root mean square, k-means++, Lloyd, codebook in int8, refit.
 
     Args:
-        weight: float [N, K].
-        format: one with vectors and a codebook per layer.
-        group: weights along K that share a scale.
+        weight: float [N, K], on the CPU.
+        format: one of vectors, with a codebook per layer.
         generator: of the draws; equal seeds give equal bits.
         second_moment: see :func:`channel_weights`.
         name: the layer, for errors.
+        iterations: of Lloyd, at most.
 
     Raises:
         InputError: see :func:`check_vectors`; or a weight is NaN or infinite.
     """
     rows, columns = weight.shape
-    check_vectors(rows, columns, group, format, name)
+    check_vectors(rows, columns, format, name)
     if not bool(torch.isfinite(weight).all()):
         raise InputError(f"{name} holds NaN or infinite values; give a checkpoint with finite weights")
     weight = weight.detach().float()
     importance = channel_weights(second_moment, columns)
-    scale = initial_scale(weight, group)
+    scale = initial_scale(weight)
     pull, pressure = points_of(weight, scale, importance, format.vector_length)
     limit = POINTS_PER_CODEWORD * format.entries
     if len(pull) > limit:
@@ -186,4 +167,4 @@ def fit_vectors(
     del pull, pressure
     integers, step = round_codebook(codebook)
     codes, scale = refit(weight, scale * step, integers, importance)
-    return VectorWeight(codes.to(torch.uint8), scale, integers)
+    return FittedWeight(codes.to(torch.uint8), scale, format, integers)

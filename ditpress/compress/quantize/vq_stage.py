@@ -1,0 +1,166 @@
+"""The stage ``vq``: linears become codebooks of sub-vectors, 2 or 3 bits a weight (VQ4DiT)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ditpress.calibrate.blocks import BlockInputs
+from ditpress.calibrate.calls import Call
+from ditpress.calibrate.parts import split_calls
+from ditpress.compress.distill.trainer import Training, distill, teacher_outputs
+from ditpress.compress.quantize.stage import _closest, replace_module
+from ditpress.compress.quantize.vector import ITERATIONS, channel_weights, check_vectors, fit_vectors
+from ditpress.compress.quantize.vector_blocks import BlockTuning, calibrate_block
+from ditpress.compress.quantize.vector_linear import VectorLinear
+from ditpress.compress.stage import LayerFormat, Stage, register_stage
+from ditpress.errors import InputError
+from ditpress.kernels.formats import get_format
+from ditpress.kernels.linear import Activation
+from ditpress.load.anatomy import Role
+from ditpress.progress import track
+
+if TYPE_CHECKING:
+    from ditpress.load.denoiser import Denoiser
+
+log = logging.getLogger(__name__)
+
+FORMAT_OF_BITS = {2: "vq-256x4", 3: "vq-64x2"}  # section 4.1 of the paper: k = 256, d = 4 and k = 64, d = 2
+# From so many trained weights on, blocks are run again in the backward pass instead of kept.
+RECOMPUTE_FROM = 100_000_000
+
+
+@register_stage
+class VectorQuantize(Stage):
+    """A codebook per layer by k-means, calibrated block by block and then end to end, on the teacher's
+    trajectories alone.
+
+    Quantized is every linear of the blocks, the modulation among them, as in VQ4DiT; embedders and the last
+    layer stay. The modulation is weight-only: it runs once per sample and multiplies all that follows.
+    """
+
+    kind: Literal["vq"] = "vq"
+    not_after: ClassVar[frozenset[str]] = frozenset({"vq", "quantize"})
+    not_before: ClassVar[frozenset[str]] = frozenset({"smooth"})  # folding needs float weights
+    needs_calls: ClassVar[bool] = True
+
+    bits: Literal[2, 3] = Field(
+        default=2, description="a weight, without codebooks and scales: 256 codewords of 4, or 64 of 2"
+    )
+    modulation_bits: Literal[2, 3] | None = Field(
+        default=None, description="of the modulation linears; null: like the others, as in the paper"
+    )
+    activations: Literal["int8", "none"] = Field(
+        default="int8", description="int8: per token, dynamic, symmetric; none: weight-only"
+    )
+    weigh_channels: bool = Field(
+        default=True,
+        description="k-means weighs input channels by their mean square in the recorded calls",
+    )
+    iterations: int = Field(default=ITERATIONS, ge=1, description="of Lloyd at most; 100 in the paper")
+    rows: int = Field(default=16, ge=1, description="of a recorded call's batch trained on at a time")
+    blocks: BlockTuning | None = Field(
+        default=BlockTuning(), description="block-wise calibration of codebooks and assignments; null: none"
+    )
+    finetune: Training | None = Field(
+        default=Training(steps=600, calls=2, learning_rate=3e-3),
+        description="end-to-end tuning of codebooks, scales and biases, assignments fixed; rates are relative "
+        "to the size of the parameters; null: none",
+    )
+    keep: tuple[Role, ...] = Field(
+        default=(Role.EMBEDDER, Role.FINAL, Role.OTHER), description="roles that stay as they are"
+    )
+    skip: tuple[str, ...] = Field(
+        default=(), description="layers that stay as they are, by name pattern (* and ?)"
+    )
+    seed: int = Field(default=0, ge=0, description="of k-means++ and the order of the calls")
+
+    def layer_formats(self, denoiser: Denoiser) -> dict[str, LayerFormat]:
+        """Format of every linear that this stage will replace, by full name, in the order of the model.
+
+        Raises:
+            InputError: a ``skip`` pattern that matches no layer, a layer that the format cannot hold, or no
+                layer left.
+        """
+        transformer = denoiser.transformer
+        roles = denoiser.anatomy.linears(transformer)
+        for pattern in self.skip:
+            if not any(fnmatchcase(name, pattern) for name in roles):
+                raise InputError(f'vq.skip: "{pattern}" matches no layer; {_closest(pattern, roles)}')
+        formats: dict[str, LayerFormat] = {}
+        for name, role in roles.items():
+            linear = transformer.get_submodule(name)
+            skipped = role in self.keep or any(fnmatchcase(name, pattern) for pattern in self.skip)
+            if skipped or not isinstance(linear, nn.Linear):
+                continue
+            modulation = role is Role.MODULATION
+            format = get_format(FORMAT_OF_BITS[(self.modulation_bits if modulation else None) or self.bits])
+            check_vectors(linear.out_features, linear.in_features, format, name)
+            activation = "none" if modulation else self.activations
+            formats[name] = LayerFormat(format.name, linear.in_features, activation)
+        if not formats:
+            raise InputError("vq: every layer is kept or skipped; shorten vq.keep or vq.skip")
+        return formats
+
+    def apply(self, denoiser: Denoiser, statistics: Mapping[Any, Tensor]) -> None:
+        """Refused: without recorded calls there is nothing to calibrate on. See :meth:`apply_calls`."""
+        raise InputError("vq: needs recorded calls; run it through a recipe, or use apply_calls")
+
+    def apply_calls(
+        self, denoiser: Denoiser, statistics: Mapping[Any, Tensor], calls: Sequence[Call]
+    ) -> None:
+        """Quantize, calibrate and tune ``denoiser.transformer`` in place.
+
+        Memory beside the model and the calls' outputs: the hidden states of all calls twice (teacher and
+        student), one block's weights and candidates, and in the end-to-end tuning the gradients of one call.
+
+        Raises:
+            InputError: before anything changes: see :meth:`layer_formats`; no calls; weights not finite.
+            StageError: a loss is not finite.
+        """
+        formats = self.layer_formats(denoiser)
+        transformer = denoiser.transformer
+        if not calls:
+            raise InputError("vq: no recorded calls; set calibration.samples and calibration.steps")
+        for name in formats:
+            if not bool(torch.isfinite(transformer.get_submodule(name).weight).all()):
+                raise InputError(
+                    f"{name}.weight holds NaN or infinite values; give a checkpoint with finite weights"
+                )
+        _Run(self, denoiser, formats, split_calls(calls, self.rows)).go()
+
+
+class _Run:
+    """One application of the stage."""
+
+    def __init__(
+        self, stage: VectorQuantize, denoiser: Denoiser, formats: dict[str, LayerFormat], calls: list[Call]
+    ) -> None:
+        self.stage = stage
+        self.transformer: nn.Module = denoiser.transformer
+        self.lists = denoiser.anatomy.block_lists(self.transformer)
+        self.formats = formats
+        self.calls = calls
+        self.generator = torch.Generator().manual_seed(stage.seed)
+        self.trained: dict[str, VectorLinear] = {}
+
+    def go(self) -> None:
+        device = next(self.transformer.parameters()).device
+        answers = (
+            []
+            if self.stage.finetune is None
+            else teacher_outputs(self.transformer, self.calls, device)
+        )
+        teachers = {name: BlockInputs.record(self.transformer, name, self.calls) for name in self.lists}
+        with track_blocks(self) as blocks:
+            for block_list in self.lists:
+                student = BlockInputs.record(self.transformer, block_list, self.calls)
+                teacher = teachers.pop(block_list)
+                for index, block in enumerate(getattr(self.transformer, block_list)):
+                    self.compress_block(f"{block_list}.{index}.", block, teacher, student)
