@@ -54,6 +54,11 @@ class Anatomy:
         """Every linear, quantized or not, by full name, in model order. A shared one appears once."""
         return {name: self._role(name) for name, module in transformer.named_modules() if is_linear(module)}
 
+    def block_lists(self, transformer: nn.Module) -> tuple[str, ...]:
+        """Names of the lists of blocks that ``transformer`` has, in the order it runs them."""
+        names = dict.fromkeys(name for name, _ in self._table.smooth)
+        return tuple(name for name in names if len(getattr(transformer, name, ())))
+
     def smooth_groups(self, transformer: nn.Module) -> list[SmoothGroup]:
         """All groups that can be folded exactly, block by block. Pruned-away modules have none."""
         groups = []
