@@ -36,16 +36,27 @@ class Call:
 
 
 def record_calls(
-    denoiser: Denoiser, *, samples: int, steps: int, guidance: float | None, seed: int
+    denoiser: Denoiser,
+    *,
+    samples: int,
+    steps: int,
+    guidance: float | None,
+    seed: int,
+    batch_size: int = 64,
+    description: str = "calibration",
 ) -> list[Call]:
     """Draw ``samples`` images with the seeds ``seed``, ``seed + 1``, … and record every call, in order.
 
-    No data is needed. With guidance a call holds both halves of the doubled batch.
+    No data is needed. A call holds ``batch_size`` images, with guidance both halves of the doubled batch.
     """
     calls: list[Call] = []
     with recording(denoiser.transformer, calls):
         denoiser.sample(
-            range(seed, seed + samples), steps=steps, guidance=guidance, description="calibration"
+            range(seed, seed + samples),
+            steps=steps,
+            guidance=guidance,
+            batch_size=batch_size,
+            description=description,
         )
     return calls
 

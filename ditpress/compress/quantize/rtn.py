@@ -95,6 +95,18 @@ def round_to_nearest(weight: Tensor, scale: Tensor, format: Format, table: Tenso
     return codes
 
 
+def nearest_values(weight: Tensor, scale: Tensor, format: Format, table: Tensor | None = None) -> Tensor:
+    """The table entries that the codes of :func:`round_to_nearest` stand for: a fresh float32 [N, G, g].
+
+    Arguments as there.
+    """
+    grid = grid_of(format)
+    quotient = weight * reciprocal(scale).unsqueeze(-1)
+    if grid.tables == 1:
+        return grid.nearest_(quotient)
+    return grid.values_of(grid.codes_of_nearest(quotient, table), table)
+
+
 def reciprocal(scale: Tensor) -> Tensor:
     """``1 / scale`` in float32, and 0 where the scale is 0: such a group holds zeros."""
     scale = scale.float()

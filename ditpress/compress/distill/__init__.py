@@ -1,0 +1,1 @@
+"""Training a compressed model to answer as the original does, on calls recorded from the original."""

@@ -1,0 +1,200 @@
+"""Self-distillation on recorded calls: the student learns the teacher's answers to the teacher's own inputs.
+
+No data is needed. Both models see the x_t of the teacher's trajectory, so errors of the student do not carry
+it away from what the teacher knows (VQ4DiT, Deng et al. 2025, section 3.3; 1.58-bit FLUX learns from its
+teacher's generations alike). Knows nothing of what makes the student small.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ditpress.calibrate.calls import Call
+from ditpress.compress.distill.batches import stratified
+from ditpress.compress.distill.losses import Features, output_energy, relative_error
+from ditpress.compress.schema import Settings
+from ditpress.errors import InputError, StageError
+from ditpress.progress import track
+
+BETAS = (0.9, 0.99)
+FLOOR = 0.01  # of the peak learning rate, where the cosine ends
+
+
+class Training(Settings):
+    """How long and how fast a student learns. AdamW (Loshchilov & Hutter 2019) with a cosine schedule."""
+
+    steps: int = Field(default=1000, ge=1, description="optimizer steps")
+    calls: int = Field(
+        default=2, ge=1, description="recorded calls a step, one from each part of the range of timesteps"
+    )
+    learning_rate: float = Field(default=1e-3, gt=0, description="peak of the schedule, for plain parameters")
+    warmup: float = Field(default=0.05, ge=0, lt=1, description="part of the steps with a rising rate")
+    weight_decay: float = Field(default=0.0, ge=0, description="of AdamW, decoupled")
+    clip: float | None = Field(default=1.0, gt=0, description="largest norm of the gradient; null: any")
+    ema: float | None = Field(
+        default=None, gt=0, lt=1, description="decay of the average of the parameters kept at the end"
+    )
+    features: float = Field(
+        default=0.0, ge=0, description="weight of the error of block outputs beside that of the output"
+    )
+    seed: int = Field(default=0, ge=0, description="of the order of the calls")
+
+
+def distill(
+    student: nn.Module,
+    teacher: nn.Module,
+    calls: Sequence[Call],
+    training: Training,
+    groups: Sequence[dict[str, Any]],
+    *,
+    blocks: Sequence[tuple[str, str]] = (),
+    after_step: Callable[[], None] | None = None,
+    description: str = "distillation",
+) -> list[float]:
+    """Train ``student`` in place; returns the loss of every step.
+
+    loss = mean over the calls of  MSE(output) / energy of the teacher's outputs at that timestep
+           + features * mean over blocks of  MSE(block output) / its energy in the teacher
+
+    The teacher's outputs are computed once for all calls, its block outputs in every step that needs them.
+    Calls run one after the other and their gradients add up: the memory is that of one call.
+
+    Args:
+        student, teacher: answer ``model(**call.kwargs)``; both stay in the mode (eval) they are in.
+        calls: recorded from the teacher.
+        groups: parameter groups of AdamW; their "rate" (1 where missing) multiplies the learning rate.
+            Whether a parameter of them takes gradients is set here, and unset at the end.
+        blocks: names of modules whose outputs are compared, (in the student, in the teacher); needed with
+            ``training.features``.
+        after_step: called after every optimizer step.
+
+    Raises:
+        InputError: no calls, no parameters, or features without blocks.
+        StageError: the loss is not finite.
+    """
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    if not calls or not parameters:
+        raise InputError(
+            f"{description}: {len(calls)} calls and {len(parameters)} parameters; need both to train"
+        )
+    if training.features and not blocks:
+        raise InputError(f"{description}: block outputs shall be compared, but no block is named")
+    device = parameters[0].device
+    targets = teacher_outputs(teacher, calls, device)
+    timesteps = [call.timestep for call in calls]
+    energy = output_energy(timesteps, targets)
+    peaks = [training.learning_rate * group.get("rate", 1.0) for group in groups]
+    optimizer = torch.optim.AdamW(
+        [
+            {key: value for key, value in group.items() if key != "rate"} | {"lr": peak}
+            for group, peak in zip(groups, peaks, strict=True)
+        ],
+        betas=BETAS,
+        weight_decay=training.weight_decay,
+    )
+    average = None if training.ema is None else [p.detach().clone() for p in parameters]
+    batches = stratified(timesteps, training.calls, torch.Generator().manual_seed(training.seed))
+    watched = _Blocks(student, teacher, blocks if training.features else ())
+    history: list[float] = []
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        for step, batch in enumerate(track(islice(batches, training.steps), description, training.steps)):
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * rate_at(step, training.steps, training.warmup)
+            optimizer.zero_grad(set_to_none=True)
+            loss = 0.0
+            for index in batch:
+                kwargs = moved(calls[index].kwargs, device)
+                output = first(student(**kwargs)).float()
+                error = (output - targets[index].to(device)).square().mean() / energy[timesteps[index]]
+                if training.features:
+                    error = error + training.features * watched.error(kwargs)
+                (error / len(batch)).backward()
+                loss += float(error.detach()) / len(batch)
+            if not math.isfinite(loss):
+                raise StageError(f"{description}: the loss is {loss} at step {step}; lower the learning rate")
+            history.append(loss)
+            if training.clip is not None:
+                torch.nn.utils.clip_grad_norm_(parameters, training.clip)
+            optimizer.step()
+            if after_step is not None:
+                after_step()
+            if average is not None and training.ema is not None:
+                decay = min(training.ema, (1 + step) / (10 + step))
+                with torch.no_grad():
+                    torch._foreach_lerp_(average, list(parameters), 1 - decay)
+    finally:
+        watched.remove()
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+    if average is not None:
+        with torch.no_grad():
+            torch._foreach_copy_(list(parameters), average)
+    return history
+
+
+def rate_at(step: int, steps: int, warmup: float) -> float:
+    """Part of the peak learning rate at ``step`` of ``steps``: linear up, then a cosine down to ``FLOOR``."""
+    rising = math.ceil(warmup * steps)
+    if step < rising:
+        return (step + 1) / rising
+    progress = (step - rising) / max(1, steps - 1 - rising)
+    return FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@torch.no_grad()
+def teacher_outputs(teacher: nn.Module, calls: Iterable[Call], device: torch.device) -> list[Tensor]:
+    """The output of every call, float32 on the CPU."""
+    return [
+        first(teacher(**moved(call.kwargs, device))).float().cpu() for call in track(calls, "teacher outputs")
+    ]
+
+
+class _Blocks:
+    """Pairs of blocks, and how far the student's are from the teacher's."""
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, pairs: Sequence[tuple[str, str]]) -> None:
+        self._teacher = teacher
+        self._student_features = Features(student, [own for own, _ in pairs])
+        self._teacher_features = Features(teacher, [other for _, other in pairs])
+
+    def error(self, kwargs: dict[str, Any]) -> Tensor:
+        """Mean relative error of the blocks; the student has just run on ``kwargs``."""
+        with torch.no_grad():
+            self._teacher(**kwargs)
+        own, other = self._student_features.take(), self._teacher_features.take()
+        errors = [
+            relative_error(a, b)
+            for a_parts, b_parts in zip(own, other, strict=True)
+            for a, b in zip(a_parts, b_parts, strict=True)
+        ]
+        return torch.stack(errors).mean()
+
+    def remove(self) -> None:
+        self._student_features.remove()
+        self._teacher_features.remove()
+
+
+def first(output: Any) -> Tensor:
+    """The tensor in what a diffusers transformer returns."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """``value`` with its tensors, also inside dicts and lists, on ``device``."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: moved(item, device) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(moved(item, device) for item in value)
+    return value
