@@ -2,6 +2,7 @@
 
 from ditpress.callable_package import make_callable
 from ditpress.compress.quantize.stage import Quantize
+from ditpress.compress.quantize.vq_stage import VectorQuantize
 from ditpress.compress.smooth import Smooth
 from ditpress.compress.stage import STAGES, LayerFormat, Stage, check_order, parse_stage, register_stage
 
@@ -13,6 +14,7 @@ __all__ = [
     "Quantize",
     "Smooth",
     "Stage",
+    "VectorQuantize",
     "check_order",
     "parse_stage",
     "register_stage",

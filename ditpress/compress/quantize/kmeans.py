@@ -79,7 +79,9 @@ def centroids(pull: Tensor, pressure: Tensor, codes: Tensor, codebook: Tensor) -
     """The best codeword of every cluster, ``sum pull / sum pressure``; where nothing presses the old one."""
     total = torch.zeros(codebook.shape, dtype=torch.float64).index_add_(0, codes, pull.double())
     weight = torch.zeros(codebook.shape, dtype=torch.float64).index_add_(0, codes, pressure.double())
-    return torch.where(weight > 0, total / weight.where(weight > 0, 1.0), codebook.double()).to(codebook.dtype)
+    return torch.where(weight > 0, total / weight.where(weight > 0, 1.0), codebook.double()).to(
+        codebook.dtype
+    )
 
 
 def repair(pull: Tensor, pressure: Tensor, codes: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ ratios joins in when the loss stops decreasing; decided ratios freeze, and at th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -14,6 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ditpress.calibrate.blocks import BlockInputs
+from ditpress.compress.distill.losses import relative_error
 from ditpress.compress.quantize.vector_linear import VectorLinear, ratio_penalty
 from ditpress.compress.schema import Settings
 from ditpress.errors import StageError
@@ -42,11 +44,15 @@ class BlockTuning(Settings):
     )
 
 
-def block_loss(outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-    """Mean over streams of the squared error in parts of the target's energy."""
+def block_loss(outputs: Sequence[Tensor | None], targets: Sequence[Tensor | None]) -> Tensor:
+    """Mean over streams of the squared error in parts of the target's energy.
+
+    A stream that ends in the block (the text of the last SD3 block) is None, and does not count.
+    """
     errors = [
-        (output - target).square().mean() / target.square().mean().clamp(min=1e-12)
+        relative_error(output, target)
         for output, target in zip(outputs, targets, strict=True)
+        if output is not None and target is not None
     ]
     return torch.stack(errors).mean()
 
@@ -55,7 +61,7 @@ def calibrate_block(
     block: nn.Module,
     layers: Mapping[str, VectorLinear],
     inputs: BlockInputs,
-    targets: Sequence[tuple[Tensor, ...]],
+    targets: Sequence[tuple[Tensor | None, ...]],
     tuning: BlockTuning,
     generator: torch.Generator,
 ) -> list[float]:
@@ -79,17 +85,22 @@ def calibrate_block(
     ]
     logits = [layer.logits for layer in layers.values() if layer.logits is not None]
     groups += [{"params": logits, "lr": tuning.logit_rate}] if logits else []
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
     optimizer = torch.optim.RMSprop(groups, alpha=ALPHA)
+    device = parameters[0].device
     history: list[float] = []
     deciding = False
     for step in range(tuning.steps):
         optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for index in torch.randint(len(inputs), (tuning.calls,), generator=generator).tolist():
-            loss = block_loss(inputs.call(block, index), targets[index]) / tuning.calls
+            target = tuple(None if stream is None else stream.to(device) for stream in targets[index])
+            loss = block_loss(inputs.call(block, index), target) / tuning.calls
             loss.backward()
             total += float(loss.detach())
-        if total != total or total == float("inf"):
+        if not math.isfinite(total):
             raise StageError(
                 f"{next(iter(layers))}: the loss of its block is {total} at step {step}; lower blocks.rate"
             )
@@ -105,6 +116,9 @@ def calibrate_block(
                 layer.harden()
     for layer in layers.values():
         layer.harden()
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+        parameter.grad = None
     return history
 
 

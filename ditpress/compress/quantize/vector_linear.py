@@ -32,8 +32,10 @@ def candidate_logits(distances: Tensor) -> Tensor:
     ratio = last / distances.where(distances > 0, 1.0)
     logits = ratio.clamp(min=torch.finfo(distances.dtype).tiny).log()
     certain = (distances == 0) & (last > 0)
-    return logits.masked_fill(distances == last, 0.0).masked_fill(certain, LOGIT_OF_CERTAINTY).clamp(
-        -LOGIT_OF_CERTAINTY, LOGIT_OF_CERTAINTY
+    return (
+        logits.masked_fill(distances == last, 0.0)
+        .masked_fill(certain, LOGIT_OF_CERTAINTY)
+        .clamp(-LOGIT_OF_CERTAINTY, LOGIT_OF_CERTAINTY)
     )
 
 
@@ -73,9 +75,7 @@ class VectorLinear(nn.Module):
     bias: nn.Parameter | None
     logits: nn.Parameter | None
 
-    def __init__(
-        self, weight: FittedWeight, bias: Tensor | None, activation: Activation
-    ) -> None:
+    def __init__(self, weight: FittedWeight, bias: Tensor | None, activation: Activation) -> None:
         assert weight.codebook is not None, "no vector format"
         super().__init__()
         self.format = weight.format
@@ -111,7 +111,8 @@ class VectorLinear(nn.Module):
 
     def ratios(self) -> Tensor:
         """Softmax of the logits [N K / d, n], exactly 0 and 1 where frozen."""
-        assert self.logits is not None and self.frozen is not None, "no candidates are open"
+        assert self.logits is not None, "no candidates are open"
+        assert self.frozen is not None
         ratios = self.logits.softmax(dim=1)
         decided = F.one_hot(self.logits.argmax(dim=1), self.logits.shape[1]).to(ratios.dtype)
         return torch.where(self.frozen.unsqueeze(1), decided, ratios)
@@ -139,7 +140,8 @@ class VectorLinear(nn.Module):
 
     def freeze(self) -> float:
         """Freeze every sub-vector with a ratio above ``FROZEN_RATIO``; the share that is frozen."""
-        assert self.logits is not None and self.frozen is not None, "no candidates are open"
+        assert self.logits is not None, "no candidates are open"
+        assert self.frozen is not None
         with torch.no_grad():
             self.frozen |= self.logits.softmax(dim=1).amax(dim=1) > FROZEN_RATIO
         return float(self.frozen.float().mean())

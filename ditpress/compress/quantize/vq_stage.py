@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ditpress.calibrate.blocks import BlockInputs
 from ditpress.calibrate.calls import Call
 from ditpress.calibrate.parts import split_calls
-from ditpress.compress.distill.trainer import Training, distill, teacher_outputs
-from ditpress.compress.quantize.stage import _closest, replace_module
-from ditpress.compress.quantize.vector import ITERATIONS, channel_weights, check_vectors, fit_vectors
-from ditpress.compress.quantize.vector_blocks import BlockTuning, calibrate_block
-from ditpress.compress.quantize.vector_linear import VectorLinear
+from ditpress.compress.distill.trainer import Training
+from ditpress.compress.quantize.stage import closest
+from ditpress.compress.quantize.vector import ITERATIONS, check_vectors
+from ditpress.compress.quantize.vector_blocks import BlockTuning
+from ditpress.compress.quantize.vector_run import VectorPlan, compress
 from ditpress.compress.stage import LayerFormat, Stage, register_stage
 from ditpress.errors import InputError
 from ditpress.kernels.formats import get_format
-from ditpress.kernels.linear import Activation
 from ditpress.load.anatomy import Role
-from ditpress.progress import track
 
 if TYPE_CHECKING:
     from ditpress.load.denoiser import Denoiser
 
-log = logging.getLogger(__name__)
-
 FORMAT_OF_BITS = {2: "vq-256x4", 3: "vq-64x2"}  # section 4.1 of the paper: k = 256, d = 4 and k = 64, d = 2
-# From so many trained weights on, blocks are run again in the backward pass instead of kept.
-RECOMPUTE_FROM = 100_000_000
 
 
 @register_stage
@@ -70,8 +62,8 @@ class VectorQuantize(Stage):
     )
     finetune: Training | None = Field(
         default=Training(steps=600, calls=2, learning_rate=3e-3),
-        description="end-to-end tuning of codebooks, scales and biases, assignments fixed; rates are relative "
-        "to the size of the parameters; null: none",
+        description="end-to-end tuning of codebooks, scales and biases, assignments fixed; rates are "
+        "relative to the size of the parameters; null: none",
     )
     keep: tuple[Role, ...] = Field(
         default=(Role.EMBEDDER, Role.FINAL, Role.OTHER), description="roles that stay as they are"
@@ -92,7 +84,7 @@ class VectorQuantize(Stage):
         roles = denoiser.anatomy.linears(transformer)
         for pattern in self.skip:
             if not any(fnmatchcase(name, pattern) for name in roles):
-                raise InputError(f'vq.skip: "{pattern}" matches no layer; {_closest(pattern, roles)}')
+                raise InputError(f'vq.skip: "{pattern}" matches no layer; {closest(pattern, roles)}')
         formats: dict[str, LayerFormat] = {}
         for name, role in roles.items():
             linear = transformer.get_submodule(name)
@@ -126,6 +118,11 @@ class VectorQuantize(Stage):
         """
         formats = self.layer_formats(denoiser)
         transformer = denoiser.transformer
+        if self.finetune is not None and self.finetune.features:
+            raise InputError(
+                "vq.finetune.features: the teacher's blocks are gone when the tuning starts; set it to 0, "
+                "vq.blocks compares the blocks"
+            )
         if not calls:
             raise InputError("vq: no recorded calls; set calibration.samples and calibration.steps")
         for name in formats:
@@ -133,34 +130,15 @@ class VectorQuantize(Stage):
                 raise InputError(
                     f"{name}.weight holds NaN or infinite values; give a checkpoint with finite weights"
                 )
-        _Run(self, denoiser, formats, split_calls(calls, self.rows)).go()
+        compress(denoiser, self.plan_of(formats), split_calls(calls, self.rows))
 
-
-class _Run:
-    """One application of the stage."""
-
-    def __init__(
-        self, stage: VectorQuantize, denoiser: Denoiser, formats: dict[str, LayerFormat], calls: list[Call]
-    ) -> None:
-        self.stage = stage
-        self.transformer: nn.Module = denoiser.transformer
-        self.lists = denoiser.anatomy.block_lists(self.transformer)
-        self.formats = formats
-        self.calls = calls
-        self.generator = torch.Generator().manual_seed(stage.seed)
-        self.trained: dict[str, VectorLinear] = {}
-
-    def go(self) -> None:
-        device = next(self.transformer.parameters()).device
-        answers = (
-            []
-            if self.stage.finetune is None
-            else teacher_outputs(self.transformer, self.calls, device)
+    def plan_of(self, formats: dict[str, LayerFormat]) -> VectorPlan:
+        """What :func:`ditpress.compress.quantize.vector_run.compress` needs to know of this stage."""
+        return VectorPlan(
+            formats=formats,
+            weigh_channels=self.weigh_channels,
+            iterations=self.iterations,
+            blocks=self.blocks,
+            finetune=self.finetune,
+            seed=self.seed,
         )
-        teachers = {name: BlockInputs.record(self.transformer, name, self.calls) for name in self.lists}
-        with track_blocks(self) as blocks:
-            for block_list in self.lists:
-                student = BlockInputs.record(self.transformer, block_list, self.calls)
-                teacher = teachers.pop(block_list)
-                for index, block in enumerate(getattr(self.transformer, block_list)):
-                    self.compress_block(f"{block_list}.{index}.", block, teacher, student)
