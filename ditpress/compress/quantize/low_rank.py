@@ -18,12 +18,13 @@ Pure mathematics, tensors in and tensors out. Singular values are split evenly, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ditpress.compress.quantize.fitted import FittedWeight
 from ditpress.compress.quantize.gptq import output_error
 
 EXACT = 512  # up to so many rows or columns the singular vectors are computed exactly
@@ -33,26 +34,34 @@ DAMPING = 1e-6  # of the mean diagonal of H, so that its Cholesky factor can be 
 
 @dataclass(frozen=True)
 class LowRank:
-    """A branch and the weight it was found with.
+    """A branch and the weight it was found with, as stored.
 
     Attributes:
-        up: float32 [N, r], as stored.
-        down: float32 [r, K], as stored.
-        weight: float32 [N, K], the weight that goes with it, as stored.
-        error: squared error of ``weight + up @ down``: of the output where a second moment was given.
+        up: [N, r].
+        down: [r, K].
+        weight: [N, K], what is added to the product of the two.
+        error: squared error of the sum: of the output where a second moment was given.
     """
 
-    up: Tensor
-    down: Tensor
-    weight: Tensor
+    up: FittedWeight
+    down: FittedWeight
+    weight: FittedWeight
     error: float
+
+    def dequantize(self) -> Tensor:
+        """The sum, float32 [N, K]."""
+        return self.weight.dequantize() + self.branch()
+
+    def branch(self) -> Tensor:
+        """``up @ down``, float32 [N, K]."""
+        return self.up.dequantize() @ self.down.dequantize()
 
 
 def fit_low_rank(
     weight: Tensor,
     rank: int,
-    quantize: Callable[[Tensor], Tensor],
-    store: Callable[[Tensor], Tensor],
+    quantize: Callable[[Tensor], FittedWeight],
+    store: Callable[[Tensor], FittedWeight],
     *,
     method: Literal["loftq", "svdquant"] = "loftq",
     iterations: int = 10,
@@ -65,7 +74,7 @@ def fit_low_rank(
     Args:
         weight: float [N, K].
         rank: at most min(N, K).
-        quantize: a weight to its nearest one that can be stored, both float [N, K].
+        quantize: a float weight [N, K] as it will be stored.
         store: the same for ``up`` and ``down``: what the storage of the branch loses counts in every turn.
         method: see the module's text.
         iterations: turns at most.
@@ -78,36 +87,41 @@ def fit_low_rank(
     if second_moment is not None and whiten:
         factor = _cholesky(second_moment)
 
-    def approximate(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    def approximate(matrix: Tensor) -> tuple[FittedWeight, FittedWeight]:
         up, down = best_approximation(matrix, rank, factor, generator)
         return store(up), store(down)
 
-    def judged(up: Tensor, down: Tensor, quantized: Tensor) -> LowRank:
-        error = quantized + up @ down - target
-        size = float(error.double().square().sum()) if second_moment is None else 0.0
-        if second_moment is not None:
-            size = output_error(error, second_moment)
-        return LowRank(up, down, quantized, size)
+    def judged(up: FittedWeight, down: FittedWeight, quantized: FittedWeight) -> LowRank:
+        found = LowRank(up, down, quantized, 0.0)
+        error = found.dequantize() - target
+        if second_moment is None:
+            return replace(found, error=float(error.double().square().sum()))
+        return replace(found, error=output_error(error, second_moment))
 
     best: LowRank | None = None
-    up, down = torch.zeros(len(target), rank), torch.zeros(rank, target.shape[1])
     if method == "svdquant":
-        up, down = approximate(target)
-    for _ in range(iterations):
-        quantized = quantize(target - up @ down)
-        if method == "svdquant":
-            now = judged(up, down, quantized)
+        pair = approximate(target)
+        for _ in range(iterations):
+            now = judged(*pair, quantize(target - _product(pair)))
             if best is not None and now.error >= best.error:
                 break
             best = now
-            up, down = approximate(target - quantized)
-        else:
-            up, down = approximate(target - quantized)
-            now = judged(up, down, quantized)
+            pair = approximate(target - now.weight.dequantize())
+    else:
+        quantized = quantize(target)
+        for turn in range(iterations):
+            pair = approximate(target - quantized.dequantize())
+            now = judged(*pair, quantized)
             if best is None or now.error < best.error:
                 best = now
+            if turn + 1 < iterations:
+                quantized = quantize(target - _product(pair))
     assert best is not None, "at least one turn"
     return best
+
+
+def _product(pair: tuple[FittedWeight, FittedWeight]) -> Tensor:
+    return pair[0].dequantize() @ pair[1].dequantize()
 
 
 def best_approximation(

@@ -23,6 +23,18 @@ CLIP_RATIOS = tuple(round(1.0 - 0.02 * step, 2) for step in range(41))
 CHUNK = 1 << 16  # weights at a time: the temporaries stay in the second-level cache
 
 
+def check_group(columns: int, group_size: int, name: str) -> None:
+    """Raise InputError unless ``group_size`` divides K = ``columns``; names the layer and groups that do."""
+    if columns % group_size == 0:
+        return
+    fitting = [size for size in (16, 32, 48, 64, 72, 96, 128, 144, 192, 256) if columns % size == 0]
+    choice = ", ".join(map(str, fitting)) or str(columns)
+    raise InputError(
+        f"{name}: K = {columns} is not divisible by the group {group_size}; use a group of {choice} or "
+        '"channel", or skip this layer'
+    )
+
+
 def split_groups(weight: Tensor, group_size: int, name: str = "weight") -> Tensor:
     """``weight`` [N, K] as float32 [N, K // group_size, group_size].
 
@@ -30,13 +42,7 @@ def split_groups(weight: Tensor, group_size: int, name: str = "weight") -> Tenso
         InputError: K is not a multiple of ``group_size``, or a weight is NaN or infinite; names the layer.
     """
     rows, columns = weight.shape
-    if columns % group_size:
-        fitting = [size for size in (16, 32, 48, 64, 72, 96, 128, 144, 192, 256) if columns % size == 0]
-        choice = ", ".join(map(str, fitting)) or str(columns)
-        raise InputError(
-            f"{name}: K = {columns} is not divisible by the group {group_size}; use a group of {choice} or "
-            '"channel", or skip this layer'
-        )
+    check_group(columns, group_size, name)
     if not bool(torch.isfinite(weight).all()):
         raise InputError(f"{name} holds NaN or infinite values; give a checkpoint with finite weights")
     return weight.detach().float().reshape(rows, columns // group_size, group_size)
@@ -62,6 +68,10 @@ def search_scale(weight: Tensor, format: Format, dtype: torch.dtype, name: str =
         InputError: a scale does not fit ``dtype``.
     """
     grid = grid_of(format)
+    if grid.tables > 1:
+        raise InputError(
+            f"format {format.name} has {grid.tables} tables; this search takes formats of one, such as fp4-e2m1"
+        )
     groups = weight.reshape(-1, weight.shape[-1])
     absmax = groups.abs().amax(dim=1)
     if absmax.numel() and float(absmax.max()) / grid.anchor > torch.finfo(dtype).max:
