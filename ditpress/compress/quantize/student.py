@@ -1,0 +1,195 @@
+"""A transformer in quantized training: its linears as fake-quantized layers, with a norm or a branch.
+
+Each layer that is trained has a counterpart that is stored, and :func:`harden` goes from one to the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ditpress.calibrate.calls import Call
+from ditpress.compress.distill.trainer import moved
+from ditpress.compress.quantize.fake import FakeQuantizedLinear
+from ditpress.compress.quantize.low_rank import fit_low_rank
+from ditpress.compress.stage import LayerFormat
+from ditpress.kernels.wrap import LowRankLinear, NormedLinear
+from ditpress.load.modules import replace_module
+
+EPS = 1e-6  # of the norm, as in TerDiT
+NORM_CALLS = 64  # calls that the start of the gains is fitted on, evenly over the trajectories
+BRANCH = "int8"  # how a low-rank branch is stored and computed, one scale a channel
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Learning rates as parts of the size of what they change, times that of the training.
+
+    Scales and gains multiply whole rows, so they move slower than single weights. A bias moves as far as a
+    weight.
+    """
+
+    weight: float = 1.0
+    scale: float = 0.25
+    bias: float = 1.0
+
+
+class FakeNormed(nn.Module):
+    """``NormedLinear`` in training. Parameter: gain float32 ``[N]``."""
+
+    def __init__(self, linear: nn.Module, gain: Tensor) -> None:
+        super().__init__()
+        self.linear = linear
+        self.gain = nn.Parameter(gain.detach().clone(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return normed(self.linear(x)) * self.gain
+
+
+class FakeLowRank(nn.Module):
+    """``LowRankLinear`` in training: a branch beside the main linear, all three fake-quantized."""
+
+    def __init__(self, linear: nn.Module, down: FakeQuantizedLinear, up: FakeQuantizedLinear) -> None:
+        super().__init__()
+        self.linear, self.down, self.up = linear, down, up
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.linear(x) + self.up(self.down(x)))
+
+
+def normed(y: Tensor) -> Tensor:
+    """``y`` [..., N] over its root mean square along N."""
+    return y * torch.rsqrt(y.square().mean(dim=-1, keepdim=True) + EPS)
+
+
+def fake_layers(
+    student: nn.Module, formats: Mapping[str, LayerFormat], rank: int | None = None
+) -> dict[str, nn.Module]:
+    """Put a fake-quantized layer in the place of every linear in ``formats``; what stands there, by name.
+
+    With ``rank`` a low-rank branch stands beside each, and takes the largest part of what rounding loses, by
+    turns (:mod:`ditpress.compress.quantize.low_rank`).
+
+    Raises:
+        InputError: a group that does not divide K, or a weight that is not finite; names the layer.
+    """
+    layers: dict[str, nn.Module] = {}
+    for name, layer in formats.items():
+        linear = cast(nn.Linear, student.get_submodule(name))
+        made: nn.Module = FakeQuantizedLinear.of(linear, layer, name)
+        if rank is not None:
+            made = _with_branch(linear, layer, rank, name)
+        replace_module(student, linear, made.requires_grad_(False))
+        layers[name] = made
+    return layers
+
+
+def start_norms(
+    student: nn.Module,
+    teacher: nn.Module,
+    layers: dict[str, nn.Module],
+    names: Sequence[str],
+    calls: Sequence[Call],
+) -> None:
+    """Put a norm after the layers ``names``, with gains that start where the output matches best.
+
+    For output n of the teacher's linear, y_n, and of the normed student's before the gain, r_n, the gain is
+    that of least squares over the recorded calls, ``sum y_n r_n / sum r_n²``: the norm takes away how the
+    length of y varies from call to call, the gain gives back all that is constant.
+    """
+    device = next(teacher.parameters()).device
+    sums = {name: [torch.zeros(()), torch.zeros(())] for name in names}
+
+    def watch(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
+            y = output.detach().double().flatten(0, -2)
+            r = normed(layers[name](args[0])).detach().double().flatten(0, -2)
+            sums[name] = [sums[name][0] + (y * r).sum(0), sums[name][1] + r.square().sum(0)]
+
+        return hook
+
+    handles = [teacher.get_submodule(name).register_forward_hook(watch(name)) for name in names]
+    try:
+        with torch.no_grad():
+            for call in calls[:: max(1, len(calls) // NORM_CALLS)]:
+                teacher(**moved(call.kwargs, device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name in names:
+        product, energy = sums[name]
+        gain = (product / torch.where(energy > 0, energy, 1.0)).float()
+        wrapped = FakeNormed(layers[name], gain)
+        replace_module(student, layers[name], wrapped)
+        layers[name] = wrapped
+
+
+def parameter_groups(
+    layers: Mapping[str, nn.Module], rates: Rates, learned_scales: bool
+) -> list[dict[str, Any]]:
+    """Parameter groups for :func:`ditpress.compress.distill.trainer.distill`, a rate for each tensor."""
+    groups: list[dict[str, Any]] = []
+
+    def add(parameter: Tensor, rate: float) -> None:
+        if rate > 0:  # a tensor of zeros has no size to take a part of: it stays
+            groups.append({"params": [parameter], "rate": rate})
+
+    for layer in layers.values():
+        for module in layer.modules():
+            if isinstance(module, FakeQuantizedLinear):
+                size = float(module.weight.square().mean().sqrt())
+                add(module.weight, rates.weight * size)
+                if learned_scales:
+                    add(module.scale, rates.scale * float(module.scale.abs().mean()))
+                if module.bias is not None:
+                    add(module.bias, rates.bias * size)
+            elif isinstance(module, FakeNormed):
+                add(module.gain, rates.scale * float(module.gain.abs().mean()))
+    return groups
+
+
+def refit(layers: Mapping[str, nn.Module]) -> None:
+    """Least-squares scales of the latent weights, in every fake-quantized layer."""
+    for layer in layers.values():
+        for module in layer.modules():
+            if isinstance(module, FakeQuantizedLinear):
+                module.refit()
+
+
+def harden(layer: nn.Module) -> nn.Module:
+    """The stored layer that computes as ``layer``."""
+    if isinstance(layer, FakeQuantizedLinear):
+        return layer.harden()
+    if isinstance(layer, FakeLowRank):
+        return LowRankLinear(harden(layer.linear), harden(layer.down), harden(layer.up))
+    assert isinstance(layer, FakeNormed)
+    return NormedLinear(harden(layer.linear), layer.gain.detach().clone(), EPS)
+
+
+def _with_branch(linear: nn.Linear, layer: LayerFormat, rank: int, name: str) -> FakeLowRank:
+    """A fake-quantized linear and its branch, from the best of the turns."""
+    stored = LayerFormat(BRANCH, 0, layer.activation)
+
+    def rounded(weight: Tensor, how: LayerFormat) -> FakeQuantizedLinear:
+        group = how.group_size or weight.shape[1]
+        made = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        made.weight = nn.Parameter(weight, requires_grad=False)
+        return FakeQuantizedLinear.of(made, LayerFormat(how.format, group, how.activation, how.fold_scales), name)
+
+    weight = linear.weight.detach().float()
+    with torch.no_grad():
+        found = fit_low_rank(
+            weight.cpu(),
+            min(rank, *weight.shape),
+            lambda target: rounded(target, layer).effective_weight(),
+            lambda part: rounded(part, stored).effective_weight(),
+        )
+        main = rounded(weight - (found.up @ found.down).to(weight.device), layer)
+        if linear.bias is not None:
+            main.bias = nn.Parameter(linear.bias.detach().float().clone())
+        down, up = (rounded(part.to(weight.device), stored) for part in (found.down, found.up))
+    return FakeLowRank(main, down, up)

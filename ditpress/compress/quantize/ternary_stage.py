@@ -1,0 +1,133 @@
+"""The stage ``ternary``: weights of three values, trained to answer as the float model does.
+
+TerDiT (Lu et al. 2024) and 1.58-bit FLUX (Yang et al. 2024) show that a DiT survives ternary weights when it
+is trained with them: rounding a finished model destroys it. Neither has published training code; this is
+post-training and data-free: the float model's own sampling trajectories are the data, its answers the target.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from ditpress.calibrate.calls import Call, record_calls
+from ditpress.compress.distill.trainer import Training, distill
+from ditpress.compress.quantize.spec import WeightSpec
+from ditpress.compress.quantize.stage import Quantize, replace_module
+from ditpress.compress.quantize.student import Rates, fake_layers, harden, parameter_groups, refit, start_norms
+from ditpress.compress.stage import LayerFormat, Stage, register_stage
+from ditpress.load.anatomy import Role
+
+if TYPE_CHECKING:
+    from ditpress.calibrate.calibration import Want
+    from ditpress.load.denoiser import Denoiser
+
+SEEDS = 2_000_000  # trajectories of training never start from the noise of calibration or validation
+
+
+class TernaryTraining(Training):
+    """Training of ternary weights. Rates are parts of the size (rms) of what they change."""
+
+    steps: int = Field(default=1200, ge=1, description="optimizer steps")
+    learning_rate: float = Field(
+        default=0.02, gt=0, description="peak of the schedule, as a part of the rms of a layer's weights"
+    )
+    features: float = Field(
+        default=0.5, ge=0, description="weight of the error of block outputs beside that of the output"
+    )
+
+
+@register_stage
+class Ternary(Stage):
+    """Ternary weights with least-squares scales, then self-distillation with a straight-through estimator.
+
+    All linears of the blocks and the modulation become ternary; embedders and the last layer stay. The model
+    starts from the ternary weights of least squared error, learns the original's answers on the original's own
+    trajectories, and is then packed: the packed layers compute with the very bits that were trained.
+    """
+
+    kind: Literal["ternary"] = "ternary"
+    not_after: ClassVar[frozenset[str]] = frozenset({"quantize", "ternary"})
+
+    weights: WeightSpec = WeightSpec(format="ternary", group="channel")
+    activations: Literal["int8", "none"] = Field(
+        default="int8", description="int8: per token, dynamic, symmetric; none: weight-only"
+    )
+    modulation: WeightSpec = WeightSpec(format="ternary", group="channel")
+    keep: tuple[Role, ...] = Field(
+        default=(Role.EMBEDDER, Role.FINAL, Role.OTHER), description="roles that stay as they are"
+    )
+    skip: tuple[str, ...] = Field(
+        default=(), description="layers that stay as they are, by name pattern (* and ?)"
+    )
+    norm: bool = Field(
+        default=True, description="RMSNorm after the modulation linears (TerDiT, section 3.3)"
+    )
+    scales: Literal["learned", "least-squares"] = Field(
+        default="learned",
+        description="learned: parameters, as in TerDiT; least-squares: those of the latent weights after "
+        "every step",
+    )
+    samples: int = Field(default=64, ge=1, description="images drawn from noise to train on")
+    sampling_steps: int | None = Field(
+        default=None, ge=1, description="denoising steps of these images; null: the model's own"
+    )
+    batch: int = Field(default=8, ge=1, description="images a recorded call; guidance doubles it")
+    guidance: float | None = Field(default=None, description="guidance scale; null: the model's own")
+    training: TernaryTraining = TernaryTraining()
+
+    def layer_formats(self, denoiser: Denoiser) -> dict[str, LayerFormat]:
+        """Format of every linear that becomes ternary; raises InputError as the stage ``quantize``."""
+        return self._rounding().layer_formats(denoiser)
+
+    def apply(self, denoiser: Denoiser, statistics: Mapping[Want, Tensor]) -> None:
+        formats = self.layer_formats(denoiser)
+        teacher = denoiser.transformer
+        student = copy.deepcopy(teacher).requires_grad_(False)
+        layers = fake_layers(student, formats)
+        calls = self._trajectories(denoiser)
+        if self.norm:
+            roles = denoiser.anatomy.linears(teacher)
+            start_norms(student, teacher, layers, [n for n in layers if roles[n] is Role.MODULATION], calls)
+        blocks = [
+            f"{block_list}.{index}"
+            for block_list in denoiser.anatomy.block_lists(teacher)
+            for index in range(len(getattr(teacher, block_list)))
+        ]
+        distill(
+            student,
+            teacher,
+            calls,
+            self.training,
+            parameter_groups(layers, Rates(), learned_scales=self.scales == "learned"),
+            blocks=[(name, name) for name in blocks],
+            after_step=partial(refit, layers) if self.scales == "least-squares" else None,
+            description="ternary distillation",
+        )
+        for name, layer in layers.items():
+            replace_module(teacher, cast(nn.Module, teacher.get_submodule(name)), harden(layer))
+
+    def _rounding(self) -> Quantize:
+        return Quantize(
+            weights=self.weights,
+            activations=self.activations,
+            modulation=self.modulation,
+            keep=self.keep,
+            skip=self.skip,
+        )
+
+    def _trajectories(self, denoiser: Denoiser) -> list[Call]:
+        return record_calls(
+            denoiser,
+            samples=self.samples,
+            steps=self.sampling_steps or denoiser.default_steps,
+            guidance=denoiser.default_guidance if self.guidance is None else self.guidance,
+            seed=SEEDS + self.training.seed,
+            batch_size=self.batch,
+            description="trajectories",
+        )
