@@ -37,9 +37,7 @@ def _cut(value: Any, rows: slice, batch: int) -> Any:
     if isinstance(value, Tensor):
         return value[rows] if value.dim() and value.shape[0] == batch else value
     if isinstance(value, dict):
-        return {
-            key: item if key in _UNBATCHED else _cut(item, rows, batch) for key, item in value.items()
-        }
+        return {key: item if key in _UNBATCHED else _cut(item, rows, batch) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(_cut(item, rows, batch) for item in value)
     return value

@@ -61,7 +61,7 @@ class Quantize(Stage):
         roles = denoiser.anatomy.linears(transformer)
         for pattern in self.skip:
             if not any(fnmatchcase(name, pattern) for name in roles):
-                raise InputError(f'quantize.skip: "{pattern}" matches no layer; {closest(pattern, roles)}')
+                raise InputError(f'quantize.skip: "{pattern}" matches no layer; {_closest(pattern, roles)}')
         formats: dict[str, LayerFormat] = {}
         for name, role in roles.items():
             module = transformer.get_submodule(name)
@@ -127,6 +127,6 @@ def replace_module(root: nn.Module, old: nn.Module, new: nn.Module) -> None:
                 setattr(parent, name, new)
 
 
-def closest(pattern: str, roles: Mapping[str, Role]) -> str:
+def _closest(pattern: str, roles: Mapping[str, Role]) -> str:
     """The names most like a pattern that matched nothing: there may be hundreds of layers."""
     return f"closest: {', '.join(difflib.get_close_matches(pattern, roles, n=3, cutoff=0.0))}"

@@ -19,13 +19,12 @@ from torch import Tensor, nn
 from ditpress.calibrate.blocks import BlockInputs, device_of
 from ditpress.calibrate.calls import Call
 from ditpress.compress.distill.trainer import Training, distill, teacher_outputs
-from ditpress.compress.quantize.stage import replace_module
 from ditpress.compress.quantize.vector import channel_weights, fit_vectors
 from ditpress.compress.quantize.vector_blocks import BlockTuning, calibrate_block
 from ditpress.compress.quantize.vector_linear import VectorLinear
-from ditpress.compress.stage import LayerFormat
-from ditpress.kernels.formats import get_format
+from ditpress.kernels.formats import Format
 from ditpress.kernels.linear import Activation
+from ditpress.load.modules import replace_module
 from ditpress.progress import track
 
 if TYPE_CHECKING:
@@ -41,10 +40,18 @@ _STREAMS = {1: ("hidden_states",), 2: ("encoder_hidden_states", "hidden_states")
 
 
 @dataclass(frozen=True)
-class VectorPlan:
-    """What to do: formats by layer, and the settings of the stage ``vq`` of the same names."""
+class VectorLayer:
+    """How one linear will be stored, and what format its inputs take when it runs."""
 
-    formats: Mapping[str, LayerFormat]
+    format: Format
+    activation: Activation
+
+
+@dataclass(frozen=True)
+class VectorPlan:
+    """What to do: the layers by full name, and the settings of the stage ``vq`` of the same names."""
+
+    layers: Mapping[str, VectorLayer]
     weigh_channels: bool
     iterations: int
     blocks: BlockTuning | None
@@ -70,16 +77,16 @@ def compress(denoiser: Denoiser, plan: VectorPlan, calls: Sequence[Call]) -> Non
         answers = _Answers(teacher_outputs(transformer, calls, device_of(transformer)))
     lists = denoiser.anatomy.block_lists(transformer)
     teachers = {name: BlockInputs.record(transformer, name, calls) for name in lists}
-    inside = {name for name in plan.formats if name.startswith(tuple(f"{item}." for item in lists))}
+    inside = {name for name in plan.layers if name.startswith(tuple(f"{item}." for item in lists))}
     trained: dict[str, VectorLinear] = {}
-    for name in plan.formats:
+    for name in plan.layers:
         if name not in inside:
             trained[name] = _replace(transformer, name, None, plan, generator)
     for block_list in lists:
         student, teacher = BlockInputs.record(transformer, block_list, calls), teachers.pop(block_list)
         blocks = getattr(transformer, block_list)
         for index, block in enumerate(track(blocks, f"codebooks of {block_list}", len(blocks))):
-            names = [name for name in plan.formats if name.startswith(f"{block_list}.{index}.")]
+            names = [name for name in plan.layers if name.startswith(f"{block_list}.{index}.")]
             trained |= _compress_block(transformer, block, names, plan, teacher, student, generator)
     if plan.finetune is not None:
         _finetune(transformer, trained, answers, calls, plan.finetune)
@@ -129,11 +136,10 @@ def _replace(
     """Put a trainable vector-quantized linear in the place of the float one."""
     linear = cast(nn.Linear, transformer.get_submodule(name))
     device = linear.weight.device
-    layer = plan.formats[name]
-    format = get_format(layer.format)
-    weight = fit_vectors(linear.weight.cpu(), format, generator, moment, name, plan.iterations)
+    layer = plan.layers[name]
+    weight = fit_vectors(linear.weight.cpu(), layer.format, generator, moment, name, plan.iterations)
     bias = None if linear.bias is None else linear.bias.cpu()
-    fresh = VectorLinear(weight, bias, cast(Activation, layer.activation)).to(device)
+    fresh = VectorLinear(weight, bias, layer.activation).to(device)
     fresh.requires_grad_(False)
     replace_module(transformer, linear, fresh)
     return fresh

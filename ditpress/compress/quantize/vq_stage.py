@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -13,14 +14,15 @@ from torch import Tensor, nn
 from ditpress.calibrate.calls import Call
 from ditpress.calibrate.parts import split_calls
 from ditpress.compress.distill.trainer import Training
-from ditpress.compress.quantize.stage import closest
 from ditpress.compress.quantize.vector import ITERATIONS, check_vectors
 from ditpress.compress.quantize.vector_blocks import BlockTuning
-from ditpress.compress.quantize.vector_run import VectorPlan, compress
-from ditpress.compress.stage import LayerFormat, Stage, register_stage
+from ditpress.compress.quantize.vector_run import VectorLayer, VectorPlan, compress
+from ditpress.compress.stage import Stage, register_stage
 from ditpress.errors import InputError
 from ditpress.kernels.formats import get_format
-from ditpress.load.anatomy import Role
+from ditpress.kernels.linear import QuantizedLinear
+from ditpress.load.anatomy import Anatomy, Role
+from ditpress.load.modules import replace_module
 
 if TYPE_CHECKING:
     from ditpress.load.denoiser import Denoiser
@@ -73,19 +75,19 @@ class VectorQuantize(Stage):
     )
     seed: int = Field(default=0, ge=0, description="of k-means++ and the order of the calls")
 
-    def layer_formats(self, denoiser: Denoiser) -> dict[str, LayerFormat]:
-        """Format of every linear that this stage will replace, by full name, in the order of the model.
+    def layers(self, anatomy: Anatomy, transformer: nn.Module) -> dict[str, VectorLayer]:
+        """Every linear that this stage replaces and how it is stored, by full name, in the model's order.
 
         Raises:
             InputError: a ``skip`` pattern that matches no layer, a layer that the format cannot hold, or no
                 layer left.
         """
-        transformer = denoiser.transformer
-        roles = denoiser.anatomy.linears(transformer)
+        roles = anatomy.linears(transformer)
         for pattern in self.skip:
             if not any(fnmatchcase(name, pattern) for name in roles):
-                raise InputError(f'vq.skip: "{pattern}" matches no layer; {closest(pattern, roles)}')
-        formats: dict[str, LayerFormat] = {}
+                closest = ", ".join(difflib.get_close_matches(pattern, roles, n=3, cutoff=0.0))
+                raise InputError(f'vq.skip: "{pattern}" matches no layer; closest: {closest}')
+        found: dict[str, VectorLayer] = {}
         for name, role in roles.items():
             linear = transformer.get_submodule(name)
             skipped = role in self.keep or any(fnmatchcase(name, pattern) for pattern in self.skip)
@@ -94,11 +96,25 @@ class VectorQuantize(Stage):
             modulation = role is Role.MODULATION
             format = get_format(FORMAT_OF_BITS[(self.modulation_bits if modulation else None) or self.bits])
             check_vectors(linear.out_features, linear.in_features, format, name)
-            activation = "none" if modulation else self.activations
-            formats[name] = LayerFormat(format.name, linear.in_features, activation)
-        if not formats:
+            found[name] = VectorLayer(format, "none" if modulation else self.activations)
+        if not found:
             raise InputError("vq: every layer is kept or skipped; shorten vq.keep or vq.skip")
-        return formats
+        return found
+
+    def plan(self, denoiser: Denoiser, skeleton: nn.Module) -> None:
+        """Put empty layers of the right formats into ``skeleton``; raises as :meth:`layers`."""
+        for name, layer in self.layers(denoiser.anatomy, skeleton).items():
+            linear = cast(nn.Linear, skeleton.get_submodule(name))
+            empty = QuantizedLinear.empty(
+                linear.in_features,
+                linear.out_features,
+                layer.format,
+                linear.in_features,
+                layer.activation,
+                bias=linear.bias is not None,
+                device="meta",
+            )
+            replace_module(skeleton, linear, empty)
 
     def apply(self, denoiser: Denoiser, statistics: Mapping[Any, Tensor]) -> None:
         """Refused: without recorded calls there is nothing to calibrate on. See :meth:`apply_calls`."""
@@ -113,11 +129,11 @@ class VectorQuantize(Stage):
         student), one block's weights and candidates, and in the end-to-end tuning the gradients of one call.
 
         Raises:
-            InputError: before anything changes: see :meth:`layer_formats`; no calls; weights not finite.
+            InputError: before anything changes: see :meth:`layers`; no calls; weights not finite.
             StageError: a loss is not finite.
         """
-        formats = self.layer_formats(denoiser)
         transformer = denoiser.transformer
+        layers = self.layers(denoiser.anatomy, transformer)
         if self.finetune is not None and self.finetune.features:
             raise InputError(
                 "vq.finetune.features: the teacher's blocks are gone when the tuning starts; set it to 0, "
@@ -125,20 +141,17 @@ class VectorQuantize(Stage):
             )
         if not calls:
             raise InputError("vq: no recorded calls; set calibration.samples and calibration.steps")
-        for name in formats:
+        for name in layers:
             if not bool(torch.isfinite(transformer.get_submodule(name).weight).all()):
                 raise InputError(
                     f"{name}.weight holds NaN or infinite values; give a checkpoint with finite weights"
                 )
-        compress(denoiser, self.plan_of(formats), split_calls(calls, self.rows))
-
-    def plan_of(self, formats: dict[str, LayerFormat]) -> VectorPlan:
-        """What :func:`ditpress.compress.quantize.vector_run.compress` needs to know of this stage."""
-        return VectorPlan(
-            formats=formats,
+        plan = VectorPlan(
+            layers=layers,
             weigh_channels=self.weigh_channels,
             iterations=self.iterations,
             blocks=self.blocks,
             finetune=self.finetune,
             seed=self.seed,
         )
+        compress(denoiser, plan, split_calls(calls, self.rows))
