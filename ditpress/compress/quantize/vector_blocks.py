@@ -30,6 +30,12 @@ class BlockTuning(Settings):
 
     steps: int = Field(default=100, ge=1, description="optimizer steps a block")
     calls: int = Field(default=2, ge=1, description="pieces of recorded calls a step")
+    pieces: int = Field(
+        default=128,
+        ge=1,
+        description="of calls in use, evenly over the trajectories: bounds the memory, since their hidden "
+        "states are held twice",
+    )
     candidates: int = Field(
         default=2, ge=1, le=16, description="nearest codewords to choose from; 2 in the paper, 1: fixed"
     )

@@ -76,14 +76,15 @@ def compress(denoiser: Denoiser, plan: VectorPlan, calls: Sequence[Call]) -> Non
     if plan.finetune is not None:
         answers = _Answers(teacher_outputs(transformer, calls, device_of(transformer)))
     lists = denoiser.anatomy.block_lists(transformer)
-    teachers = {name: BlockInputs.record(transformer, name, calls) for name in lists}
+    some = spread(calls, BlockTuning().pieces if plan.blocks is None else plan.blocks.pieces)
+    teachers = {name: BlockInputs.record(transformer, name, some) for name in lists}
     inside = {name for name in plan.layers if name.startswith(tuple(f"{item}." for item in lists))}
     trained: dict[str, VectorLinear] = {}
     for name in plan.layers:
         if name not in inside:
             trained[name] = _replace(transformer, name, None, plan, generator)
     for block_list in lists:
-        student, teacher = BlockInputs.record(transformer, block_list, calls), teachers.pop(block_list)
+        student, teacher = BlockInputs.record(transformer, block_list, some), teachers.pop(block_list)
         blocks = getattr(transformer, block_list)
         for index, block in enumerate(track(blocks, f"codebooks of {block_list}", len(blocks))):
             names = [name for name in plan.layers if name.startswith(f"{block_list}.{index}.")]
@@ -92,6 +93,13 @@ def compress(denoiser: Denoiser, plan: VectorPlan, calls: Sequence[Call]) -> Non
         _finetune(transformer, trained, answers, calls, plan.finetune)
     for layer in trained.values():
         replace_module(transformer, layer, layer.quantized())
+
+
+def spread(calls: Sequence[Call], count: int) -> list[Call]:
+    """At most ``count`` of the calls, evenly over their order."""
+    if len(calls) <= count:
+        return list(calls)
+    return [calls[(2 * index + 1) * len(calls) // (2 * count)] for index in range(count)]
 
 
 def _compress_block(
