@@ -46,7 +46,7 @@ def test_the_weight_is_the_mix_of_the_two_nearest_codewords() -> None:
     codebook = layer.codebook.detach().double()
     expected = torch.empty(ROWS, COLUMNS, dtype=torch.float64)
     for row in range(ROWS):
-        scale = float(layer.scale[row, 0])
+        scale = float(layer.scale.detach()[row, 0])
         for first in range(0, COLUMNS, 2):
             vector = weight[row, first : first + 2].double()
             distances = (vector - scale * codebook).square().sum(dim=1).sqrt()
