@@ -192,6 +192,17 @@ def main_linear(module: nn.Module) -> Linear:
     return inner
 
 
+def branch_modules(root: nn.Module) -> set[nn.Module]:
+    """All modules below ``root`` that belong to a low-rank branch, beside the linears of the plain model."""
+    return {
+        part
+        for module in root.modules()
+        if isinstance(module, LowRankLinear)
+        for branch in (module.down, module.up)
+        for part in branch.modules()
+    }
+
+
 def input_weight(module: nn.Module) -> Tensor:
     """The weight ``[N, K]`` by which a linear with all its wrappers multiplies its input, before any norm."""
     *wrappers, inner = layers_of(module)
