@@ -21,7 +21,7 @@ from ditpress.compress.stage import Stage, register_stage
 from ditpress.errors import InputError
 from ditpress.kernels.formats import get_format
 from ditpress.kernels.linear import QuantizedLinear
-from ditpress.load.anatomy import Anatomy, Role
+from ditpress.load.anatomy import Anatomy, Role, plain_name
 from ditpress.load.modules import replace_module
 
 if TYPE_CHECKING:
@@ -83,14 +83,15 @@ class VectorQuantize(Stage):
                 layer left.
         """
         roles = anatomy.linears(transformer)
+        plain = [plain_name(name) for name in roles]
         for pattern in self.skip:
-            if not any(fnmatchcase(name, pattern) for name in roles):
-                closest = ", ".join(difflib.get_close_matches(pattern, roles, n=3, cutoff=0.0))
+            if not any(fnmatchcase(name, pattern) for name in plain):
+                closest = ", ".join(difflib.get_close_matches(pattern, plain, n=3, cutoff=0.0))
                 raise InputError(f'vq.skip: "{pattern}" matches no layer; closest: {closest}')
         found: dict[str, VectorLayer] = {}
         for name, role in roles.items():
             linear = transformer.get_submodule(name)
-            skipped = role in self.keep or any(fnmatchcase(name, pattern) for pattern in self.skip)
+            skipped = role in self.keep or any(fnmatchcase(plain_name(name), p) for p in self.skip)
             if skipped or not isinstance(linear, nn.Linear):
                 continue
             modulation = role is Role.MODULATION
