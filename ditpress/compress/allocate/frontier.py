@@ -1,7 +1,8 @@
 """From measured errors to the allocation for a budget: the frontier, and points of it measured end to end.
 
-Errors of single layers add up while they are small. In low bits they do not: an error early in the model meets
-the errors of all later layers. So the sum only proposes; what is chosen is what the whole model measures best.
+Errors of single layers add up while they are small. In low bits they do not: an error early in the model
+meets the errors of all later layers. So the sum only proposes; what is chosen is what the whole model measures
+best.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ class Problem:
         """Allocations within ``budget`` bits worth measuring: the knapsack's, and the largest uniform one.
 
         The knapsack is solved for the errors as they are and for their square roots, which is what adds up
-        where errors of layers point the same way. What a solution leaves of the budget is spent layer by layer.
+        where errors of layers point the same way. What a solution leaves of the budget is spent layer by
+        layer.
         """
         room = budget - self.other_bits
         found: list[Allocation] = []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
@@ -174,9 +176,9 @@ class Mixed(Stage):
         if not found:
             least = problem.smallest_bits()
             raise InputError(
-                f"mixed: {self.budget or f'{self.bits:g} bits'} is less than the smallest that the candidates "
-                f"allow, {least / parameters:.3f} bits a parameter or {(least + 7) // 8:,} bytes; raise it, or "
-                "add a candidate of fewer bits"
+                f"mixed: {self.budget or f'{self.bits:g} bits'} is less than the smallest that the candidates"
+                f" allow, {least / parameters:.3f} bits a parameter or {(least + 7) // 8:,} bytes; raise it,"
+                " or add a candidate of fewer bits"
             )
         return found
 
@@ -186,10 +188,17 @@ class Mixed(Stage):
         Raises:
             InputError: a ``skip`` pattern that matches no layer, or a layer that fits no candidate.
         """
-        chosen = self._quantize({}).chosen(denoiser, transformer)
+        roles = denoiser.anatomy.linears(transformer)
+        for pattern in self.skip:
+            if not any(fnmatchcase(plain_name(name), pattern) for name in roles):
+                names = ", ".join(get_close_matches(pattern, map(plain_name, roles), n=3, cutoff=0.0))
+                raise InputError(f'mixed.skip: "{pattern}" matches no layer; closest: {names}')
         options: Options = {}
-        for name, role in chosen.items():
-            linear = cast(nn.Linear, transformer.get_submodule(name))
+        for name, role in roles.items():
+            linear = transformer.get_submodule(name)
+            skipped = role in self.keep or any(fnmatchcase(plain_name(name), p) for p in self.skip)
+            if skipped or not isinstance(linear, nn.Linear):
+                continue
             activation = "none" if role is Role.MODULATION else self.activations
             refused: InputError | None = None
             options[name] = {}
@@ -203,6 +212,8 @@ class Mixed(Stage):
                 options[name][index] = plan
             if not options[name] and refused is not None:
                 raise refused
+        if not options:
+            raise InputError("mixed: every layer is kept or skipped; shorten mixed.keep or mixed.skip")
         return options
 
     def _quantize(self, layers: Mapping[str, WeightSpec]) -> Quantize:
