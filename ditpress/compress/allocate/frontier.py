@@ -1,7 +1,7 @@
 """From measured errors to the allocation for a budget: the frontier, and points of it measured end to end.
 
 Errors of single layers add up while they are small. In low bits they do not: an error early in the model
-meets the errors of all later layers. So the sum only proposes; what is chosen is what the whole model measures
+meets the errors of all later layers. So the sum only proposes: chosen is what the whole model measures
 best.
 """
 
