@@ -6,13 +6,29 @@ from typing import Literal
 
 from pydantic import Field, StrictBool, field_validator
 
+from ditpress.compress.quantize.gptq import DAMPING
 from ditpress.compress.schema import Settings
 from ditpress.errors import InputError
 from ditpress.kernels.formats import get_format
 
 
+class GptqSpec(Settings):
+    """How GPTQ rounds; used where ``rounding`` is ``gptq``."""
+
+    damping: float = Field(
+        default=DAMPING,
+        gt=0.0,
+        description="added to the second moment, as a share of its mean diagonal; 0.01 in the paper",
+    )
+    act_order: StrictBool = Field(default=True, description="columns with the largest inputs first")
+    refit: StrictBool = Field(
+        default=False, description="scales of least output error for the codes that were found"
+    )
+
+
 class WeightSpec(Settings):
-    """A weight format, how many weights along K share one scale, and what kernels do with the scales."""
+    """A weight format, how many weights along K share one scale, how weights are rounded, and what kernels do
+    with the scales."""
 
     format: str = Field(description="name of a format: int8, int4, fp4-e2m1, nf4, ternary, ...")
     group: int | Literal["channel"] = Field(
@@ -22,6 +38,14 @@ class WeightSpec(Settings):
         default=True,
         description="multiply group scales into 8-bit weights: the fastest kernel, one more rounding to "
         "8 bits; only matters for groups with int8 activations",
+    )
+    rounding: Literal["nearest", "gptq"] = Field(
+        default="nearest", description="gptq: later columns make up for the error of earlier ones"
+    )
+    gptq: GptqSpec = GptqSpec()
+    scale_ratios: Literal["free", "power-of-two"] = Field(
+        default="free",
+        description="power-of-two: the scales of a row differ by powers of two only (ZeroQuant-FP, M2)",
     )
 
     @field_validator("format")
@@ -41,3 +65,32 @@ class WeightSpec(Settings):
     def group_size(self, in_features: int) -> int:
         """Weights per scale in a layer of ``in_features`` inputs."""
         return in_features if self.group == "channel" else int(self.group)
+
+
+class LowRankSpec(Settings):
+    """A branch ``up(down(x))`` beside a quantized linear, which takes what rounding loses most."""
+
+    rank: int = Field(default=32, ge=1, description="of the branch, at most; 32 in DiTAS and in SVDQuant")
+    share: float = Field(
+        default=1 / 32,
+        gt=0.0,
+        le=1.0,
+        description="of a layer's smaller side that the rank may be, at most: 32 is 1/36 of DiT-XL/2's width "
+        "and costs 0.4 bits a weight; in a model a sixth as wide it would cost 2.7",
+    )
+    method: Literal["loftq", "svdquant"] = Field(
+        default="loftq",
+        description="loftq: quantize first, the branch takes the error, and so on in turn (DiTAS); svdquant: "
+        "the branch takes the largest part of the weight first, and the turns end where they stop helping",
+    )
+    iterations: int = Field(
+        default=10, ge=1, description="turns, the best of which is kept: 10 in DiTAS, at most 100 in SVDQuant"
+    )
+    whiten: StrictBool = Field(
+        default=True, description="least error of the output on recorded inputs, not of the weight"
+    )
+    weights: WeightSpec = WeightSpec(format="int8", group="channel")
+
+    def rank_of(self, rows: int, columns: int) -> int:
+        """The rank of the branch beside a layer of ``rows`` x ``columns`` weights: 1 or more."""
+        return max(1, min(self.rank, int(self.share * min(rows, columns))))

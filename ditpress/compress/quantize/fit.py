@@ -1,0 +1,76 @@
+"""The one way from a float weight to low-bit codes: search the scales, then round.
+
+Pure mathematics, tensors in and tensors out.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ditpress.compress.quantize import fp4, power_of_two
+from ditpress.compress.quantize.fitted import FittedWeight
+from ditpress.compress.quantize.gptq import gptq
+from ditpress.compress.quantize.grid import check_format, grid_of
+from ditpress.compress.quantize.refit import refit_scale
+from ditpress.compress.quantize.rtn import round_to_nearest, search_scale, split_groups
+from ditpress.compress.quantize.spec import WeightSpec
+from ditpress.errors import InputError
+from ditpress.kernels.formats import get_format
+from ditpress.kernels.linear import scale_dtype
+
+__all__ = ["FittedWeight", "fit_weight"]
+
+
+def fit_weight(
+    weight: Tensor, spec: WeightSpec, name: str = "weight", second_moment: Tensor | None = None
+) -> FittedWeight:
+    """``weight`` in the storage of ``spec``: scale search, then rounding.
+
+    Args:
+        weight: float [N, K], on the CPU.
+        spec: format, group, rounding.
+        name: the layer, for errors.
+        second_moment: of the layer's inputs, [K, K]; needed by ``rounding: gptq``.
+
+    Raises:
+        InputError: a format that does not fit the weight, a weight or second moment that is not finite, or
+            no second moment where one is needed.
+        StageError: see :func:`ditpress.compress.quantize.gptq.gptq`.
+    """
+    format = get_format(spec.format)
+    check_format(format)
+    rows, columns = weight.shape
+    group_size = spec.group_size(columns)
+    groups = split_groups(weight, group_size, name)
+    dtype = scale_dtype(group_size, columns)
+    table: Tensor | None = None
+    if format.tables > 1:
+        _, scale, table = fp4.fit(groups, dtype, second_moment, name=name)
+    else:
+        scale = search_scale(groups, format, dtype, name)
+    if spec.scale_ratios == "power-of-two":
+        if format.tables > 1:
+            scale = power_of_two.constrain(scale)
+        else:
+            scale = power_of_two.search(groups, scale, format, second_moment, name)
+    if spec.rounding == "nearest":
+        codes = round_to_nearest(groups, scale, format, table).view(rows, columns)
+        return FittedWeight(codes, scale, format, table=table)
+    if second_moment is None:
+        raise InputError(
+            f"{name}: rounding: gptq needs the second moment of its inputs; calibrate, or use nearest"
+        )
+    codes = gptq(
+        weight,
+        scale,
+        format,
+        second_moment,
+        table,
+        damping=spec.gptq.damping,
+        act_order=spec.gptq.act_order,
+        name=name,
+    )
+    if spec.gptq.refit and spec.scale_ratios == "free":
+        values = grid_of(format).values_of(codes, table)
+        scale = refit_scale(weight, values, scale, second_moment)
+    return FittedWeight(codes, scale, format, table=table)
