@@ -7,18 +7,25 @@ the largest weight of a group stands at the end of the table, each weight takes 
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
 from ditpress.compress.quantize.rtn import round_to_nearest, split_groups
 from ditpress.kernels.formats import Format, get_format
-from ditpress.kernels.linear import QuantizedLinear, scale_dtype
+from ditpress.kernels.linear import Activation, QuantizedLinear, scale_dtype
 from ditpress.kernels.packing import pack
+
+FIRST_TABLE = {"fp4": "fp4-e2m1"}
+UNSHIFTED = {"uint4": "int4"}  # nothing shifts inputs to be positive here: they need a sign
 
 
 def plain_linear(linear: nn.Linear, like: QuantizedLinear, name: str) -> QuantizedLinear:
     """``linear`` in the storage of ``like``."""
     format = get_format(like.format)
+    if format.tables > 1:  # a choice of tables is a method; plain is the first of them
+        format = get_format(FIRST_TABLE[format.name])
     weight = split_groups(linear.weight, like.group_size, name)
     dtype = scale_dtype(like.group_size, linear.in_features)
     if format.codebook is None:
@@ -32,7 +39,7 @@ def plain_linear(linear: nn.Linear, like: QuantizedLinear, name: str) -> Quantiz
         format,
         linear.in_features,
         None if linear.bias is None else linear.bias.detach().float().clone(),
-        like.activation,
+        cast(Activation, UNSHIFTED.get(like.activation, like.activation)),
         codebook,
         like.fold_scales,
     )

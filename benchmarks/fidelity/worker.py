@@ -11,13 +11,14 @@ from typing import Any, cast
 from torch import nn
 
 import ditpress
-from ditpress.compress.quantize.stage import replace_module
 from ditpress.export.onnx import export_transformer
 from ditpress.export.session import OnnxTransformer
 from ditpress.files import write_atomic
 from ditpress.kernels.linear import QuantizedLinear
+from ditpress.load.anatomy import plain_name
 from ditpress.load.checkpoint import load_compressed
 from ditpress.load.denoiser import Denoiser, load_denoiser
+from ditpress.load.modules import replace_module
 from ditpress.recipes.measure import Measure, measure
 from ditpress.validate.extractor import FeatureExtractor
 from ditpress.validate.paired import output_sqnr
@@ -94,7 +95,7 @@ def make_plain(conditions: Conditions, like: Path, original: Original, folder: P
 def low_bit_layers(denoiser: Denoiser, compressed: nn.Module) -> dict[str, QuantizedLinear]:
     """The quantized main linears of ``compressed``, by the names that they have in the original."""
     found = {name: compressed.get_submodule(name) for name in denoiser.anatomy.linears(compressed)}
-    return {name: module for name, module in found.items() if isinstance(module, QuantizedLinear)}
+    return {plain_name(name): module for name, module in found.items() if isinstance(module, QuantizedLinear)}
 
 
 def make_peer(row: Row, conditions: Conditions, original: Original, folder: Path) -> Made:

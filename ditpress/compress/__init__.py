@@ -1,6 +1,7 @@
 """The doing: one method per file, each a stage that a recipe can name."""
 
 from ditpress.callable_package import make_callable
+from ditpress.compress.allocate.stage import Mixed
 from ditpress.compress.quantize.stage import Quantize
 from ditpress.compress.smooth import Smooth
 from ditpress.compress.stage import STAGES, Stage, check_order, parse_stage, register_stage
@@ -9,6 +10,7 @@ make_callable(__name__)
 
 __all__ = [
     "STAGES",
+    "Mixed",
     "Quantize",
     "Smooth",
     "Stage",

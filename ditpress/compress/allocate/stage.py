@@ -16,7 +16,7 @@ from ditpress.calibrate.statistics import Want
 from ditpress.compress.allocate.budget import parse_bytes
 from ditpress.compress.allocate.frontier import Point, Problem, facts, measured, spread_points
 from ditpress.compress.allocate.sensitivity import Make, OutputError, replaced, sensitivity
-from ditpress.compress.quantize.layer import LayerPlan, empty_layer, quantize_layer
+from ditpress.compress.quantize.layer import LayerPlan, empty_layer, quantize_linear
 from ditpress.compress.quantize.spec import WeightSpec
 from ditpress.compress.quantize.stage import Quantize
 from ditpress.compress.stage import Stage, register_stage
@@ -230,7 +230,7 @@ class Mixed(Stage):
 def _make(transformer: nn.Module, name: str, plan: LayerPlan, statistics: Mapping[Want, Tensor]) -> nn.Module:
     linear = cast(nn.Linear, transformer.get_submodule(name))
     found = {statistic: statistics[Want(name, statistic)] for statistic in plan.statistics()}
-    return quantize_layer(linear, plan, name, found)
+    return quantize_linear(linear, plan, name, found)
 
 
 def _costs(transformer: nn.Module, options: Options) -> dict[str, dict[int, int]]:
