@@ -148,7 +148,12 @@ def _content(row: Row) -> Any:
         raise LookupError(f"no recipe {row.recipe} yet")
     from fidelity.recipes import recipe_of
 
-    return [row.to_data(), recipe_of(row).compression()]
+    compression = recipe_of(row).compression()
+    if row.kind == "ablation":
+        (parent,) = (other for other in select([row.of]) if other.name == row.of)
+        if compression == recipe_of(parent).compression():
+            raise LookupError(f"the recipe itself: {row.recipe} is without it")
+    return [row.to_data(), compression]
 
 
 def _missed(results: Results, row: Row, reason: str) -> str:

@@ -75,8 +75,8 @@ RECIPES: tuple[Row, ...] = (
     ),
     _recipe("mixed-4", "mixed", 4, "mixed.bits=4.0", label="mixed, 4 bits"),
     _recipe("mixed-3", "mixed", 3, "mixed.bits=3.2", label="mixed, 3.2 bits"),
-    _recipe("vq-3bit", "vq", 3, "vq.weights.format=vq-64x2", label="vq, 3 bits"),
-    _recipe("vq-2bit", "vq", 2, "vq.weights.format=vq-256x4", label="vq, 2 bits"),
+    _recipe("vq-3bit", "vq", 3, "vq.bits=3", label="vq, 3 bits"),
+    _recipe("vq-2bit", "vq", 2, "vq.bits=2", label="vq, 2 bits"),
     _recipe("ternary", "ternary", 1.6),
 )
 
@@ -120,8 +120,31 @@ def _ablation(of: str, name: str, *overrides: str, without: Sequence[str] = ()) 
 
 
 ABLATIONS: tuple[Row, ...] = (
-    _ablation("w8a8", "without smooth", without=["smooth"]),
-    _ablation("w4a8", "without smooth", without=["smooth"]),
+    _ablation("w8a8", "without smoothing", without=["smooth"]),
+    _ablation("w4a8", "without smoothing", without=["smooth"]),
+    _ablation("w4a8", "without grid search", "smooth.alpha=0.5"),
+    _ablation("w4a8", "without low-rank branch", "quantize.low_rank=null"),
+    _ablation("w4a8", "without GPTQ", "quantize.weights.rounding=nearest"),
+    _ablation("w4a8-fp", "without low-rank branch", "quantize.low_rank=null"),
+    _ablation("w4a8-fp", "without GPTQ", "quantize.weights.rounding=nearest"),
+    _ablation("w4a8-fp", "free scale ratios", "quantize.weights.scale_ratios=free"),
+    _ablation("fp4", "without rotation", without=["rotate"]),
+    _ablation("fp4", "without GPTQ", "quantize.weights.rounding=nearest"),
+    _ablation("fp4", "E2M1 only", "quantize.weights.format=fp4-e2m1"),
+    _ablation("svdquant", "without smoothing", without=["smooth"]),
+    _ablation("svdquant", "without low-rank branch", "quantize.low_rank=null"),
+    _ablation("svdquant", "without GPTQ", "quantize.weights.rounding=nearest"),
+    _ablation("svdquant", "signed after GELU", "quantize.unsigned_after_gelu=false"),
+    _ablation("mixed-4", "without smoothing", without=["smooth"]),
+    _ablation("vq-2bit", "without block calibration", "vq.blocks=null"),
+    _ablation("vq-2bit", "without end-to-end tuning", "vq.finetune=null"),
+    _ablation("vq-2bit", "without either", "vq.blocks=null", "vq.finetune=null"),
+    _ablation("vq-2bit", "without channel weights", "vq.weigh_channels=false"),
+    _ablation(
+        "ternary", "without training", "ternary.training.steps=1", "ternary.training.learning_rate=1e-9"
+    ),
+    _ablation("ternary", "without norm after modulation", "ternary.norm=false"),
+    _ablation("ternary", "least-squares scales", "ternary.scales=least-squares"),
 )
 
 ROWS: tuple[Row, ...] = (ORIGINAL, *RECIPES, *PLAIN, *PEERS, *ABLATIONS)

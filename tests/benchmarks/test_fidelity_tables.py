@@ -93,7 +93,7 @@ def test_every_check_on_nothing():
 def test_the_report():
     found = results(
         w4a8=entry(5.5, 10.1, 30.0, 0.94),
-        w4a8_without_smooth=entry(5.5, 10.5, 27.0),
+        w4a8_without_smoothing=entry(5.5, 10.5, 27.0),
         bnb_nf4=entry(5.25, 10.2, 29.0, file_bytes=None),
     )
     found.missing["fp4"] = "no recipe fp4 yet"
@@ -103,7 +103,7 @@ def test_the_report():
     assert "| original | 16.00 | 2.10 MB | 10.000 |  | 1.000 | 30.00 | 95.0% |  |  |  |  |" in lines
     assert any(line.startswith("| bitsandbytes NF4, block 64 | 5.25 | 2.00 MB † |") for line in lines)
     ablations = lines[lines.index("### Without one of its parts") :]
-    assert [line.split("|")[1].strip() for line in ablations[4:6]] == ["w4a8", "w4a8: without smooth"]
+    assert [line.split("|")[1].strip() for line in ablations[4:6]] == ["w4a8", "w4a8: without smoothing"]
     assert "- fp4: no recipe fp4 yet" in lines
     assert "### Plain rounding at the same bits" not in lines
     assert all(line.count("|") == HEAD[0].count("|") for line in lines if line.startswith("| w4a8 |"))

@@ -30,6 +30,7 @@ CANDIDATES = [
 
 @pytest.fixture
 def denoiser():
+    """Its embedders and last layer, which stay, take 5.9 bits a parameter of the whole."""
     return load_denoiser(tiny_pipeline(num_attention_heads=4, attention_head_dim=16))
 
 
@@ -48,7 +49,7 @@ def apply(stage, denoiser, calls):
     return size_of(before, denoiser.transformer), found
 
 
-@pytest.mark.parametrize("bits", [4.0, 5.0, 6.5])
+@pytest.mark.parametrize("bits", [8.0, 9.0, 11.0])
 def test_the_budget_in_bits_is_kept(bits, denoiser, calls):
     size, found = apply(mixed(bits=bits), denoiser, calls)
     assert size.effective_bits <= bits
@@ -57,7 +58,7 @@ def test_the_budget_in_bits_is_kept(bits, denoiser, calls):
 
 
 def test_the_budget_in_bytes_is_kept_to_the_byte(denoiser, calls):
-    size, _ = apply(mixed(bits=5.0), copied(denoiser), calls)
+    size, _ = apply(mixed(bits=9.0), copied(denoiser), calls)
     exact, found = apply(mixed(budget=f"{size.compressed_bytes}B"), copied(denoiser), calls)
     assert exact.compressed_bytes <= size.compressed_bytes
     assert found["budget_bytes"] == size.compressed_bytes
@@ -71,7 +72,7 @@ def copied(denoiser):
 
 def test_every_layer_has_one_of_the_candidates_and_more_bits_give_less_error(denoiser, calls):
     errors = []
-    for bits in (4.0, 6.0, 9.0):
+    for bits in (7.7, 9.5, 12.0):
         model = copied(denoiser)
         _, found = apply(mixed(bits=bits), model, calls)
         formats = {m.format for m in model.transformer.modules() if isinstance(m, QuantizedLinear)}
@@ -84,7 +85,7 @@ def test_every_layer_has_one_of_the_candidates_and_more_bits_give_less_error(den
 
 
 def test_the_frontier_is_monotone(denoiser, calls):
-    _, found = apply(mixed(bits=5.0), denoiser, calls)
+    _, found = apply(mixed(bits=9.0), denoiser, calls)
     for points, figure in ((found["predicted"], "predicted_db"), (found["measured"], "measured_db")):
         assert len(points) > 2
         assert all(a["bytes"] < b["bytes"] and a[figure] < b[figure] for a, b in pairwise(points))
@@ -105,9 +106,9 @@ def test_no_uniform_allocation_within_the_budget_measures_better(denoiser, calls
 
 
 def test_the_plan_is_within_the_budget_and_names_the_same_layers(denoiser, calls):
-    stage = mixed(bits=5.0)
+    stage = mixed(bits=9.0)
     guess = planned(denoiser, (stage,))
-    assert size_of(skeleton(denoiser.transformer), guess).effective_bits <= 5.0
+    assert size_of(skeleton(denoiser.transformer), guess).effective_bits <= 9.0
     apply(stage, denoiser, calls)
 
     def low(model):
