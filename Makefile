@@ -7,7 +7,7 @@ SOURCES := pyproject.toml CMakeLists.txt constraints.txt README.md LICENSE \
            $(shell find ditpress -type f ! -name '*.pyc' ! -name '*.so')
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint demo figures bench-speed clean
+.PHONY: help install test lint demo figures bench-speed bench-fidelity clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -41,6 +41,9 @@ $(VENV)/installed-bench: $(VENV)/installed
 
 bench-speed: $(VENV)/installed-bench  ## ditpress against ONNX Runtime, OpenVINO and PyTorch; one to two hours
 	$(BIN)/python benchmarks/speed --write
+
+bench-fidelity: $(VENV)/installed-bench  ## every recipe against plain rounding and other tools; several hours
+	$(BIN)/python benchmarks/fidelity --write
 
 clean:  ## remove what make made
 	rm -rf $(VENV) build $(OUT) .mypy_cache .pytest_cache .ruff_cache .hypothesis

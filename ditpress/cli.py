@@ -124,12 +124,27 @@ run_options = _options(
 )
 
 
+# Short options of single recipes: each is one setting, and takes the place of the other.
+BUDGETS = {"mixed": {"bits": "mixed.bits", "budget": "mixed.budget"}}
+_BUDGET_HELP = {"bits": "At most so many bits a parameter: 3.2.", "budget": "At most so many bytes: 0.3GB."}
+
+
 def _recipe_command(name: str) -> click.Command:
+    budgets = BUDGETS.get(name, {})
+
     def command(model: str, **options: Any) -> None:
+        given = {option: value for option in budgets if (value := options.pop(option)) is not None}
+        if len(given) > 1:
+            raise click.UsageError(f"{' and '.join(f'--{option}' for option in given)}: give one of them")
+        if given:
+            settings = (f"{setting}={given.get(option, 'null')}" for option, setting in budgets.items())
+            options["overrides"] = (*options["overrides"], *settings)
         _run(name, model, **options)
 
     description = builtin_descriptions()[name]
     command = run_options(click.argument("model", default=DEFAULT_MODEL)(command))
+    for option in reversed(budgets):
+        command = click.option(f"--{option}", help=_BUDGET_HELP[option])(command)
     return click.command(name, help=description, short_help=description)(command)
 
 

@@ -192,6 +192,23 @@ def test_nan_weights_name_the_layer(model: Path, tmp_path: Path, capsys: pytest.
     assert "transformer_blocks.1.ff.net.2.weight holds NaN" in capsys.readouterr().err
 
 
+def test_budgets_of_mixed(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def planned(*flags: str) -> dict[str, float]:
+        assert run("mixed", str(model), "--dry-run", "--json", *SETTINGS, *flags) == 0
+        return json.loads(capsys.readouterr().out)
+
+    assert 8.0 < planned("--bits", "9")["effective_bits"] <= 9.0
+    assert 190_000 < planned("--budget", "200kB")["compressed_bytes"] <= 200_000
+    for flags, said in (
+        (("--bits", "9", "--budget", "200kB"), "--bits and --budget: give one of them"),
+        (("--budget", "much"), "expected a size such as 0.3GB"),
+        (("--bits", "0.5"), "less than the smallest"),
+    ):
+        assert run("mixed", str(model), "--dry-run", *SETTINGS, *flags) == 2
+        assert said in capsys.readouterr().err
+    assert run("w4a8", str(model), "--dry-run", "--bits", "9") == 2
+
+
 def test_optimum_cli_forwards_to_us() -> None:
     code = "from optimum.commands.optimum_cli import main; main()"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(PLUGIN)])}

@@ -1,6 +1,7 @@
 """The doing: one method per file, each a stage that a recipe can name."""
 
 from ditpress.callable_package import make_callable
+from ditpress.compress.allocate.stage import Mixed
 from ditpress.compress.quantize.stage import Quantize
 from ditpress.compress.rotate import Rotate
 from ditpress.compress.smooth import Smooth
@@ -11,6 +12,7 @@ make_callable(__name__)
 
 __all__ = [
     "STAGES",
+    "Mixed",
     "Quantize",
     "Rotate",
     "Smooth",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
@@ -52,13 +52,17 @@ class Stage(Settings, ABC):
 
     def apply_calls(
         self, denoiser: Denoiser, statistics: Mapping[Want, Tensor], calls: Sequence[Call]
-    ) -> None:
+    ) -> dict[str, Any] | None:
         """``apply`` for stages with ``needs_calls``, which implement this; the others get no calls.
+
+        Returns:
+            What the stage found out, as plain data for its checkpoint; or nothing.
 
         Raises:
             InputError: as ``apply``.
         """
         self.apply(denoiser, statistics)
+        return None
 
     def plan(self, denoiser: Denoiser, skeleton: nn.Module) -> None:
         """Make in ``skeleton`` the change of structure that ``apply`` makes; estimates are read from it.

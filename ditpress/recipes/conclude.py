@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ditpress.recipes.run import RunFolder
 from ditpress.recipes.steps import SAMPLES, first_seed
 from ditpress.validate.environment import environment
 from ditpress.validate.extractor import FeatureExtractor
+from ditpress.validate.frontier_plot import frontier_png
 from ditpress.validate.grid import image_grid, png_bytes
 from ditpress.validate.html import Pictures, render_html
 from ditpress.validate.paired import OutputSqnr
@@ -92,6 +94,9 @@ def conclude(
         run.write("samples.png", png_bytes(grid))
     page = render_html(report, recipe_yaml=recipe.to_yaml(), details=shown, pictures=pictures)
     run.write("report.html", page.encode())
+    for frontier in (record.facts["frontier"] for record in records if "frontier" in record.facts):
+        run.write("frontier.json", (json.dumps(frontier, indent=2) + "\n").encode())
+        run.write("frontier.png", frontier_png(frontier))
     run.write("report.json", report.to_json().encode())
     return Result(run.path)
 

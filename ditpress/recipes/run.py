@@ -1,7 +1,7 @@
 """The run folder OUT: what lies in it, whose it is, and how parts of it appear.
 
 ```
-recipe.yaml  model/  onnx/  stages/  report.json  report.html  samples.png
+recipe.yaml  model/  onnx/  stages/  report.json  report.html  samples.png  (frontier.json, .png)
 .ditpress.json   whose run it is        .lock   held while a run is under way        .part-*   unfinished work
 ```
 """
@@ -23,7 +23,8 @@ from ditpress.files import atomic_folder, disk_errors, free_bytes, write_atomic
 MARKER = ".ditpress.json"
 LOCK = ".lock"
 PART = ".part-"
-OURS = ("recipe.yaml", "model", "onnx", "stages", "report.json", "report.html", "samples.png", MARKER)
+OURS = ("recipe.yaml", "model", "onnx", "stages", "report.json", "report.html", "samples.png")
+OURS += ("frontier.json", "frontier.png", MARKER)  # the marker last
 SCHEMA = 1
 
 

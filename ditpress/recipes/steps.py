@@ -83,13 +83,13 @@ def apply_stage(stage: Stage, denoiser: Denoiser, calls: Sequence[Call], folder:
     statistics = Calibration(list(calls)).collect(denoiser.transformer, stage.wants(denoiser))
     layers = low_bit_layers(planned(denoiser, [stage])) - low_bit_layers(denoiser.transformer)
     reference = copy.deepcopy(denoiser.transformer) if layers else None
-    stage.apply_calls(denoiser, statistics, calls if stage.needs_calls else ())
+    found = stage.apply_calls(denoiser, statistics, calls if stage.needs_calls else ())
     errors = {}
     if reference is not None:
         errors = layer_errors(reference, denoiser.transformer, spread(calls, ERROR_CALLS), layers)
     del reference
     save_transformer(denoiser.transformer, folder)
-    return {"layer_errors": errors}
+    return {"layer_errors": errors, **(found or {})}
 
 
 def reload(denoiser: Denoiser, folder: Path) -> Denoiser:

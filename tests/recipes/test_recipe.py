@@ -93,6 +93,14 @@ def test_overrides_reach_sections_and_stages() -> None:
     assert changed.stages[1].skip == ("*.3.*",)
 
 
+def test_null_leaves_out_a_group_that_may_be_left_out() -> None:
+    recipe = load_recipe("w4a8", ["quantize.low_rank={rank: 4, method: loftq}"])
+    without = load_recipe(recipe, ["quantize.low_rank=null"]).to_data()
+    assert without["stages"][-1]["quantize"]["low_rank"] is None
+    with pytest.raises(InputError, match="weights"):
+        load_recipe("w4a8", ["quantize.weights=null"])
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -1,0 +1,164 @@
+"""The rows of the table, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+Kind = Literal["original", "recipe", "plain", "peer", "ablation"]
+KINDS: tuple[Kind, ...] = ("original", "recipe", "plain", "peer", "ablation")
+DRAWN_GUIDED: frozenset[Kind] = frozenset({"original", "recipe"})  # rows with a recognised share
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of the table.
+
+    Attributes:
+        name: unique, of letters that a folder can have.
+        kind: what it is.
+        of: the row that a plain rounding or an ablation belongs to.
+        recipe: name of the recipe that makes it.
+        overrides: settings of the recipe, as ``--set`` takes them.
+        without: kinds of stages that are left out of the recipe.
+        peer: what another tool is asked for, as in ``peers``.
+        label: in the table; "": the name.
+        bits: nominal bits of a block weight.
+    """
+
+    name: str
+    kind: Kind
+    of: str = ""
+    recipe: str = ""
+    overrides: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    peer: str = ""
+    label: str = ""
+    bits: float = 0.0
+
+    @property
+    def title(self) -> str:
+        return self.label or self.name
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain data, for a worker and for keys."""
+        return asdict(self)
+
+    @classmethod
+    def from_data(cls, data: dict[str, Any]) -> Row:
+        return cls(**{**data, "overrides": tuple(data["overrides"]), "without": tuple(data["without"])})
+
+
+ORIGINAL = Row("original", "original")
+
+
+def _recipe(name: str, recipe: str, bits: float, *overrides: str, label: str = "") -> Row:
+    return Row(name, "recipe", recipe=recipe, overrides=overrides, label=label, bits=bits)
+
+
+RECIPES: tuple[Row, ...] = (
+    _recipe("w8a8", "w8a8", 8),
+    _recipe("w4a8", "w4a8", 4),
+    _recipe("w4a8-fp", "w4a8-fp", 4),
+    _recipe("fp4", "fp4", 4),
+    _recipe("svdquant", "svdquant", 4, label="svdquant, INT4 g64"),
+    _recipe(
+        "svdquant-fp4",
+        "svdquant",
+        4,
+        "quantize.weights.format=fp4-e2m1",
+        "quantize.weights.group=16",
+        "quantize.activations=fp4-e2m1",
+        label="svdquant, FP4 g16",
+    ),
+    _recipe("mixed-4", "mixed", 4, "mixed.bits=4.0", label="mixed, 4 bits"),
+    _recipe("mixed-3", "mixed", 3, "mixed.bits=3.2", label="mixed, 3.2 bits"),
+    _recipe("vq-3bit", "vq", 3, "vq.bits=3", label="vq, 3 bits"),
+    _recipe("vq-2bit", "vq", 2, "vq.bits=2", label="vq, 2 bits"),
+    _recipe("ternary", "ternary", 1.6),
+)
+
+PLAIN: tuple[Row, ...] = tuple(
+    Row(f"rtn-{row.name}", "plain", of=row.name, label=f"plain RTN as {row.title}", bits=row.bits)
+    for row in RECIPES
+)
+
+
+def _peer(name: str, peer: str, bits: float, label: str) -> Row:
+    return Row(name, "peer", peer=peer, label=label, bits=bits)
+
+
+PEERS: tuple[Row, ...] = (
+    _peer("ort-rtn-64", "onnxruntime rtn 64", 4, "ONNX Runtime MatMulNBits RTN, block 64"),
+    _peer("ort-rtn-128", "onnxruntime rtn 128", 4, "ONNX Runtime MatMulNBits RTN, block 128"),
+    _peer("ort-hqq-64", "onnxruntime hqq 64", 4, "ONNX Runtime MatMulNBits HQQ, block 64"),
+    _peer("ort-hqq-128", "onnxruntime hqq 128", 4, "ONNX Runtime MatMulNBits HQQ, block 128"),
+    _peer("bnb-nf4", "bitsandbytes nf4", 4, "bitsandbytes NF4, block 64"),
+    _peer("bnb-fp4", "bitsandbytes fp4", 4, "bitsandbytes FP4, block 64"),
+    _peer("torchao-int4", "torchao int4 64", 4, "torchao Int4WeightOnly, group 64"),
+    _peer("torchao-intx4", "torchao intx4 64", 4, "torchao IntxWeightOnly int4, group 64"),
+    _peer("torchao-int8", "torchao int8", 8, "torchao Int8WeightOnly"),
+    _peer("torchao-int8-dynamic", "torchao int8-dynamic", 8, "torchao Int8DynamicActivationInt8Weight"),
+)
+
+
+def _ablation(of: str, name: str, *overrides: str, without: Sequence[str] = ()) -> Row:
+    row = next(row for row in RECIPES if row.name == of)
+    slug = name.replace(" ", "-").replace(",", "")
+    return Row(
+        f"{of}-{slug}",
+        "ablation",
+        of=of,
+        recipe=row.recipe,
+        overrides=(*row.overrides, *overrides),
+        without=tuple(without),
+        label=f"{row.title}: {name}",
+        bits=row.bits,
+    )
+
+
+ABLATIONS: tuple[Row, ...] = (
+    _ablation("w8a8", "without smoothing", without=["smooth"]),
+    _ablation("w4a8", "without smoothing", without=["smooth"]),
+    _ablation("w4a8", "without grid search", "smooth.alpha=0.5"),
+    _ablation("w4a8", "without low-rank branch", "quantize.low_rank=null"),
+    _ablation("w4a8", "without GPTQ", "quantize.weights.rounding=nearest"),
+    _ablation("w4a8-fp", "without low-rank branch", "quantize.low_rank=null"),
+    _ablation("w4a8-fp", "without GPTQ", "quantize.weights.rounding=nearest"),
+    _ablation("w4a8-fp", "free scale ratios", "quantize.weights.scale_ratios=free"),
+    _ablation("fp4", "without rotation", without=["rotate"]),
+    _ablation("fp4", "without GPTQ", "quantize.weights.rounding=nearest"),
+    _ablation("fp4", "E2M1 only", "quantize.weights.format=fp4-e2m1"),
+    _ablation("svdquant", "without smoothing", without=["smooth"]),
+    _ablation("svdquant", "without low-rank branch", "quantize.low_rank=null"),
+    _ablation("svdquant", "without GPTQ", "quantize.weights.rounding=nearest"),
+    _ablation("svdquant", "signed after GELU", "quantize.unsigned_after_gelu=false"),
+    _ablation("mixed-4", "without smoothing", without=["smooth"]),
+    _ablation("vq-2bit", "without block calibration", "vq.blocks=null"),
+    _ablation("vq-2bit", "without end-to-end tuning", "vq.finetune=null"),
+    _ablation("vq-2bit", "without either", "vq.blocks=null", "vq.finetune=null"),
+    _ablation("vq-2bit", "without channel weights", "vq.weigh_channels=false"),
+    _ablation(
+        "ternary", "without training", "ternary.training.steps=1", "ternary.training.learning_rate=1e-9"
+    ),
+    _ablation("ternary", "without norm after modulation", "ternary.norm=false"),
+    _ablation("ternary", "least-squares scales", "ternary.scales=least-squares"),
+)
+
+ROWS: tuple[Row, ...] = (ORIGINAL, *RECIPES, *PLAIN, *PEERS, *ABLATIONS)
+
+
+def select(patterns: Sequence[str]) -> list[Row]:
+    """The rows whose names match a pattern (* and ?), with what they need before them; all without one.
+
+    Raises:
+        ValueError: a pattern that matches no row.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(row.name, pattern) for row in ROWS):
+            raise ValueError(f"{pattern}: no such row; known: {', '.join(row.name for row in ROWS)}")
+    wanted = {row.name for row in ROWS if not patterns or any(fnmatchcase(row.name, p) for p in patterns)}
+    wanted |= {row.of for row in ROWS if row.kind == "plain" and row.name in wanted}
+    return [row for row in ROWS if row.name in wanted or row is ORIGINAL]
