@@ -3,6 +3,8 @@
 from ditpress.callable_package import make_callable
 from ditpress.compress.allocate.stage import Mixed
 from ditpress.compress.quantize.stage import Quantize
+from ditpress.compress.quantize.ternary_stage import Ternary
+from ditpress.compress.quantize.vq_stage import VectorQuantize
 from ditpress.compress.rotate import Rotate
 from ditpress.compress.smooth import Smooth
 from ditpress.compress.stage import STAGES, Stage, check_order, parse_stage, register_stage
@@ -18,6 +20,8 @@ __all__ = [
     "Smooth",
     "Stage",
     "SubspaceStage",
+    "Ternary",
+    "VectorQuantize",
     "check_order",
     "parse_stage",
     "register_stage",

@@ -23,8 +23,10 @@ from ditpress.files import atomic_folder, disk_errors, free_bytes, write_atomic
 MARKER = ".ditpress.json"
 LOCK = ".lock"
 PART = ".part-"
-OURS = ("recipe.yaml", "model", "onnx", "stages", "report.json", "report.html", "samples.png")
-OURS += ("frontier.json", "frontier.png", MARKER)  # the marker last
+OURS = (
+    *("recipe.yaml", "model", "onnx", "stages", "report.json", "report.html", "samples.png"),
+    *("frontier.json", "frontier.png", MARKER),  # the marker last
+)
 SCHEMA = 1
 
 

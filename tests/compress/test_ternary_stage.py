@@ -99,7 +99,7 @@ def test_the_norm_starts_where_the_output_matches() -> None:
     calls = record_calls(model, samples=1, steps=1, guidance=1.0, seed=0)
     student = copy.deepcopy(teacher)
     name = "transformer_blocks.0.norm1.linear"
-    formats = {name: stage().formats(model.anatomy, model.transformer)[name]}
+    formats = {name: stage().formats(model, model.transformer)[name]}
     layers = fake_layers(student, formats)
     start_norms(student, teacher, layers, [name], calls)
     wrapped = layers[name]
@@ -119,7 +119,7 @@ def test_the_norm_starts_where_the_output_matches() -> None:
 def test_a_branch_is_stored_and_helps() -> None:
     model = denoiser()
     names = [n for n, r in model.anatomy.linears(model.transformer).items() if r is Role.QKV]
-    formats = {n: f for n, f in stage().formats(model.anatomy, model.transformer).items() if n in names}
+    formats = {n: f for n, f in stage().formats(model, model.transformer).items() if n in names}
     plain = fake_layers(copy.deepcopy(model.transformer), formats)
     student = copy.deepcopy(model.transformer)
     branched = fake_layers(student, formats, rank=4)

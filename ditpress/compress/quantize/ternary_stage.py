@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from ditpress.calibrate.calls import Call, record_calls
 from ditpress.compress.distill.trainer import Training, distill
 from ditpress.compress.quantize.spec import WeightSpec
-from ditpress.compress.quantize.stage import LayerFormat, Quantize
+from ditpress.compress.quantize.stage import Quantize
 from ditpress.compress.quantize.student import (
+    LayerFormat,
     Rates,
     empty_layer,
     fake_layers,
@@ -29,7 +30,7 @@ from ditpress.compress.quantize.student import (
     start_norms,
 )
 from ditpress.compress.stage import Stage, register_stage
-from ditpress.load.anatomy import Anatomy, Role
+from ditpress.load.anatomy import Role
 from ditpress.load.modules import replace_module
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class Ternary(Stage):
     guidance: float | None = Field(default=None, description="guidance scale; null: the model's own")
     training: TernaryTraining = TernaryTraining()
 
-    def formats(self, anatomy: Anatomy, transformer: nn.Module) -> dict[str, LayerFormat]:
+    def formats(self, denoiser: Denoiser, transformer: nn.Module) -> dict[str, LayerFormat]:
         """Format of every linear that becomes ternary; raises InputError as the stage ``quantize``."""
         rounding = Quantize(
             weights=self.weights,
@@ -100,18 +101,23 @@ class Ternary(Stage):
             keep=self.keep,
             skip=self.skip,
         )
-        return rounding.formats(anatomy, transformer)
+        formats = {}
+        for name, plan in rounding.plans(denoiser, transformer).items():
+            columns = cast(nn.Linear, transformer.get_submodule(name)).in_features
+            group, fold = plan.weights.group_size(columns), plan.fold_scales(columns)
+            formats[name] = LayerFormat(plan.weights.format, group, plan.activation, fold)
+        return formats
 
     def plan(self, denoiser: Denoiser, skeleton: nn.Module) -> None:
         roles = denoiser.anatomy.linears(skeleton)
-        for name, layer in self.formats(denoiser.anatomy, skeleton).items():
+        for name, layer in self.formats(denoiser, skeleton).items():
             linear = cast(nn.Linear, skeleton.get_submodule(name))
             norm = self.norm and roles[name] is Role.MODULATION
             replace_module(skeleton, linear, empty_layer(linear, layer, self.low_rank, norm))
 
     def apply(self, denoiser: Denoiser, statistics: Mapping[Want, Tensor]) -> None:
         teacher = denoiser.transformer
-        formats = self.formats(denoiser.anatomy, teacher)
+        formats = self.formats(denoiser, teacher)
         student = copy.deepcopy(teacher).requires_grad_(False)
         layers = fake_layers(student, formats, self.low_rank)
         calls = self._trajectories(denoiser)
