@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ditpress.errors import InputError
 from ditpress.kernels.arguments import check_bias, check_weight, folds
+from ditpress.kernels.buffers import FixedBuffers
 from ditpress.kernels.formats import Format, get_format
 from ditpress.kernels.packing import packed_width
 from ditpress.kernels.qlinear import qlinear
@@ -23,7 +23,7 @@ def scale_dtype(group_size: int, in_features: int) -> torch.dtype:
     return torch.float32 if group_size == in_features else torch.float16
 
 
-class QuantizedLinear(nn.Module):
+class QuantizedLinear(FixedBuffers):
     """``y = x Wᵀ + b`` with ``W[n, k] = scale[n, k // group_size] * codebook[code[n, k // d]][k % d]``.
 
     Buffers (N = out_features, K = in_features, G = K / group_size):
@@ -140,15 +140,6 @@ class QuantizedLinear(nn.Module):
             f"group_size={self.group_size}, activation={self.activation}, bias={self.bias is not None}, "
             f"fold_scales={self.fold_scales}"
         )
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        before = dict(self.named_buffers(recurse=False))
-        super()._apply(fn, recurse)
-        for name, kept in before.items():
-            moved = cast(Tensor, getattr(self, name))
-            if moved.dtype != kept.dtype:
-                setattr(self, name, kept.to(moved.device))
-        return self
 
 
 def _codebook_of(format: Format, own: Tensor | None) -> Tensor:
