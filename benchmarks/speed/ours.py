@@ -13,11 +13,11 @@ from typing import Any
 
 from torch import nn
 
-from ditpress.compress.quantize.stage import replace_module
 from ditpress.export.onnx import export_transformer
 from ditpress.kernels.linear import QuantizedLinear
 from ditpress.kernels.random_weights import random_linear
 from ditpress.load.anatomy import Role, anatomy_of
+from ditpress.load.modules import replace_module
 from speed.contestants import RULES
 from speed.models import OneLinear
 

@@ -3,13 +3,12 @@
 from ditpress.callable_package import make_callable
 from ditpress.compress.quantize.stage import Quantize
 from ditpress.compress.smooth import Smooth
-from ditpress.compress.stage import STAGES, LayerFormat, Stage, check_order, parse_stage, register_stage
+from ditpress.compress.stage import STAGES, Stage, check_order, parse_stage, register_stage
 
 make_callable(__name__)
 
 __all__ = [
     "STAGES",
-    "LayerFormat",
     "Quantize",
     "Smooth",
     "Stage",

@@ -3,41 +3,32 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ditpress.compress.schema import Settings, parse, suggest
 from ditpress.errors import InputError
 
 if TYPE_CHECKING:
     from ditpress.calibrate.calibration import Want
+    from ditpress.calibrate.calls import Call
     from ditpress.load.denoiser import Denoiser
-
-
-@dataclass(frozen=True)
-class LayerFormat:
-    """How one linear will be stored: format name, weights per scale along K, activation format, and whether
-    group scales are folded into 8-bit weights when it runs."""
-
-    format: str
-    group_size: int
-    activation: str
-    fold_scales: bool = False
 
 
 class Stage(Settings, ABC):
     """One step of a recipe.
 
     Its fields are the method's hyper-parameters. ``kind`` is its name in YAML. The two frozen sets say, as
-    data, where in a recipe it may stand.
+    data, where in a recipe it may stand, and ``needs_calls`` whether it works on the recorded calls
+    themselves, beyond their statistics.
     """
 
     kind: str
     not_after: ClassVar[frozenset[str]] = frozenset()  # kinds that must not come earlier in the recipe
     not_before: ClassVar[frozenset[str]] = frozenset()  # kinds that must not come later
+    needs_calls: ClassVar[bool] = False
 
     def wants(self, denoiser: Denoiser) -> list[Want]:
         """Statistics of the recorded calls this stage needs; the engine collects all of them in one pass."""
@@ -51,9 +42,27 @@ class Stage(Settings, ABC):
             InputError: the model cannot take this stage; raised before anything is changed.
         """
 
-    def layer_formats(self, denoiser: Denoiser) -> dict[str, LayerFormat]:
-        """The linears whose stored format this stage changes, by full name; used by estimates."""
-        return {}
+    def apply_calls(
+        self, denoiser: Denoiser, statistics: Mapping[Want, Tensor], calls: Sequence[Call]
+    ) -> None:
+        """``apply`` for stages with ``needs_calls``, which implement this; the others get no calls.
+
+        Raises:
+            InputError: as ``apply``.
+        """
+        self.apply(denoiser, statistics)
+
+    def plan(self, denoiser: Denoiser, skeleton: nn.Module) -> None:
+        """Make in ``skeleton`` the change of structure that ``apply`` makes; estimates are read from it.
+
+        Args:
+            denoiser: the model as it was loaded; its transformer stays as it is.
+            skeleton: a model without numbers (:mod:`ditpress.recipes.skeleton`), as the stages before this
+                one leave it. New modules may be on the meta device.
+
+        Raises:
+            InputError: the model cannot take this stage.
+        """
 
 
 STAGES: dict[str, type[Stage]] = {}

@@ -15,9 +15,13 @@ from torch import nn
 
 from ditpress.errors import InputError
 from ditpress.kernels.linear import QuantizedLinear
-from ditpress.load.families import FAMILIES, Family, Role, SmoothTemplate
+from ditpress.kernels.wrap import NormedLinear, TransformedLinear, branch_modules, layers_of
+from ditpress.load.families import FAMILIES, LINEAR_OWNERS, Family, Role, SmoothTemplate
 
-__all__ = ["Anatomy", "Role", "SmoothGroup", "anatomy_of", "tie_shared"]
+__all__ = ["Anatomy", "Role", "SmoothGroup", "anatomy_of", "plain_name", "tie_shared"]
+
+_WRAPPED = re.compile(r"(.+)\.(linear|down|up|transform)")
+_OWN_LINEAR = re.compile(rf"(.*\.)?({LINEAR_OWNERS})\.linear")
 
 
 @dataclass(frozen=True)
@@ -51,16 +55,29 @@ class Anatomy:
         return next(table for table in FAMILIES if table.name == self.family)
 
     def linears(self, transformer: nn.Module) -> dict[str, Role]:
-        """Every linear, quantized or not, by full name, in model order. A shared one appears once."""
-        return {name: self._role(name) for name, module in transformer.named_modules() if is_linear(module)}
+        """Every linear, quantized or not, by full name, in model order. A shared one appears once.
+
+        Of a wrapped one it is the main linear, with the role that it has in the plain model; the branches
+        of wrappers are left out.
+        """
+        branches = branch_modules(transformer)
+        return {
+            name: self._role(plain_name(name))
+            for name, module in transformer.named_modules()
+            if is_linear(module) and module not in branches
+        }
 
     def smooth_groups(self, transformer: nn.Module) -> list[SmoothGroup]:
-        """All groups that can be folded exactly, block by block. Pruned-away modules have none."""
+        """All groups that can be folded exactly, block by block. Pruned-away modules have none.
+
+        Names are those of main linears. A group is left out where a wrapper stands in the way of its fold: a
+        transform or a branch on a reader's input, a norm or a branch on the source's output.
+        """
         groups = []
         for block_list, templates in self._table.smooth:
             for index, block in enumerate(getattr(transformer, block_list, ())):
                 prefix = f"{block_list}.{index}."
-                groups += [_named(t, prefix) for t in templates if _fits(t, block)]
+                groups += [group for t in templates if (group := _group(t, block, prefix)) is not None]
         return groups
 
     def shared(self, transformer: nn.Module) -> list[tuple[str, ...]]:
@@ -91,6 +108,16 @@ def anatomy_of(transformer: nn.Module) -> Anatomy:
     raise InputError(f"{type(transformer).__name__}: not a DiT family we know, expected one of {known}")
 
 
+def plain_name(name: str) -> str:
+    """The name that a linear has in the plain model, from that of a part of what wraps it.
+
+    ``ff.net.2.linear.down`` -> ``ff.net.2``; ``norm1.linear``, a linear of diffusers, stays.
+    """
+    while not _OWN_LINEAR.fullmatch(name) and (match := _WRAPPED.fullmatch(name)):
+        name = match[1]
+    return name
+
+
 def tie_shared(transformer: nn.Module, groups: Sequence[Sequence[str]]) -> None:
     """Make the modules of each group one object: the first one takes the place of the others."""
     for names in groups:
@@ -105,29 +132,32 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | QuantizedLinear)
 
 
-def _named(template: SmoothTemplate, prefix: str) -> SmoothGroup:
+def _group(template: SmoothTemplate, block: nn.Module, prefix: str) -> SmoothGroup | None:
+    """The group of ``template`` in ``block``; None unless all modules exist, the source has as many rows as
+    the template says, and the fold passes what is wrapped around them."""
+    modules: list[Any] = []
+    names: list[str] = []
+    for name in (*template.linears, template.source):
+        passed = TransformedLinear if name == template.source else NormedLinear
+        try:
+            *wrappers, linear = layers_of(block.get_submodule(name))
+        except AttributeError:
+            return None
+        if not is_linear(linear) or not all(isinstance(wrapper, passed) for wrapper in wrappers):
+            return None
+        modules.append(linear)
+        names.append(prefix + name + ".linear" * len(wrappers))
+    source = modules[-1]
+    if any(source.out_features != template.chunks * linear.in_features for linear in modules[:-1]):
+        return None
     return SmoothGroup(
-        linears=tuple(prefix + name for name in template.linears),
+        linears=tuple(names[:-1]),
         absorb=template.absorb,
-        source=prefix + template.source,
+        source=names[-1],
         shift_chunk=template.shift_chunk,
         scale_chunk=template.scale_chunk,
         chunks=template.chunks,
     )
-
-
-def _fits(template: SmoothTemplate, block: nn.Module) -> bool:
-    """All modules exist, and the source has as many rows as the template says."""
-    modules: list[Any] = []
-    for name in (*template.linears, template.source):
-        try:
-            modules.append(block.get_submodule(name))
-        except AttributeError:
-            return False
-    if not all(is_linear(module) for module in modules):
-        return False
-    source = modules[-1]
-    return all(source.out_features == template.chunks * linear.in_features for linear in modules[:-1])
 
 
 def _equal(a: nn.Module, b: nn.Module) -> bool:

@@ -51,6 +51,10 @@ def _modulated(linears: tuple[str, ...], source: str, shift: int, scale: int, ch
     return SmoothTemplate(linears, "modulation", source, shift, scale, chunks)
 
 
+LINEAR_OWNERS = r"norm\w*|adaln_single"
+"""Modules of diffusers with a linear of their own called ``linear``, which is no wrapper's."""
+
+
 _DIT = Family(
     name="dit",
     classes=("DiTTransformer2DModel",),

@@ -2,14 +2,17 @@
 
 config.json of a compressed transformer holds::
 
-    "quantization_config": {"quant_method": "ditpress", "schema": 1,
+    "quantization_config": {"quant_method": "ditpress", "schema": 2,
+        "wrappers": {name: {"kind": "low-rank", "rank": 32}, ...},
         "layers": {name: {"format": "int4", "group_size": 64, "activation": "int8"}, ...},
         "shared": [[name, name, ...], ...]}
 
-``layers`` are the linears stored as ``QuantizedLinear``; ``"fold_scales": true`` stands only where group
-scales are folded. The codebook of a layer is stored with its codes, whatever the format. Each list of
-``shared`` names submodules that are one object, stored under the first name only. Diffusers has no public
-hook for a new method: two dictionaries take it.
+``wrappers`` are the linears with something around them (:mod:`ditpress.kernels.wrap`), the outermost under
+the name of the linear, one inside another under that name and ``.linear``. ``layers`` are the linears stored
+as ``QuantizedLinear``, those inside wrappers too; ``"fold_scales": true`` stands only where group scales are
+folded. The codebook of a layer is stored with its codes, whatever the format. Each list of ``shared`` names
+submodules that are one object, stored under the first name only. Schema 1 had no wrappers, and is read still.
+Diffusers has no public hook for a new method: two dictionaries take it.
 """
 
 from __future__ import annotations
@@ -25,10 +28,12 @@ from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import Tensor, nn
 
 from ditpress.errors import InputError
+from ditpress.kernels.buffers import FixedBuffers
 from ditpress.kernels.linear import QuantizedLinear
+from ditpress.kernels.wrap import Wrapper, wrap_empty
 from ditpress.load.anatomy import tie_shared
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class Method(StrEnum):
@@ -46,11 +51,15 @@ class DitpressConfig(QuantizationConfigMixin):
         shared: list[list[str]] | None = None,
         schema: int = SCHEMA,
         quant_method: str = Method.DITPRESS,
+        wrappers: dict[str, dict[str, Any]] | None = None,
     ) -> None:
-        if schema != SCHEMA:
-            raise InputError(f"quantization_config of schema {schema}: expected {SCHEMA}; update ditpress")
+        if schema not in range(1, SCHEMA + 1):
+            raise InputError(
+                f"quantization_config of schema {schema}: expected at most {SCHEMA}; update ditpress"
+            )
         self.quant_method = Method(quant_method)
-        self.schema = schema
+        self.schema = SCHEMA
+        self.wrappers = {name: dict(wrapper) for name, wrapper in (wrappers or {}).items()}
         self.layers = {name: dict(layer) for name, layer in (layers or {}).items()}
         self.shared = [list(names) for names in shared or []]
 
@@ -59,7 +68,7 @@ class DitpressConfig(QuantizationConfigMixin):
         """The configuration that describes ``transformer`` as it is now."""
         first: dict[int, str] = {}
         shared: dict[str, list[str]] = {}
-        layers = {}
+        layers, wrappers = {}, {}
         for name, module in transformer.named_modules(remove_duplicate=False):
             if id(module) in first:
                 original = first[id(module)]
@@ -75,12 +84,15 @@ class DitpressConfig(QuantizationConfigMixin):
                     "activation": module.activation,
                 }
                 layers[name] = layer | ({"fold_scales": True} if module.fold_scales else {})
-        return cls(layers, list(shared.values()))
+            elif isinstance(module, Wrapper):
+                wrappers[name] = module.describe()
+        return cls(layers, list(shared.values()), wrappers=wrappers)
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "quant_method": self.quant_method.value,
             "schema": self.schema,
+            "wrappers": self.wrappers,
             "layers": self.layers,
             "shared": self.shared,
         }
@@ -112,7 +124,7 @@ class DitpressQuantizer(DiffusersQuantizer):
         state_dict: dict[str, Any],
         **kwargs: Any,
     ) -> bool:
-        return param_name.rpartition(".")[0] in self.quantization_config.layers
+        return isinstance(model.get_submodule(param_name.rpartition(".")[0]), FixedBuffers)
 
     def check_quantized_param_shape(
         self, param_name: str, current_param: Tensor, loaded_param: Tensor
@@ -146,27 +158,28 @@ class DitpressQuantizer(DiffusersQuantizer):
     def get_state_dict_and_metadata(
         self, state_dict: dict[str, Any], safe_serialization: bool = False
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        copies = self._copies()
+        copies, config = self._copies(), self.quantization_config
+        fixed = {*config.layers, *config.wrappers, *(f"{name}.transform" for name in config.wrappers)}
         kept = {
-            key: value if key.rpartition(".")[0] in self.quantization_config.layers else _lossless_half(value)
+            key: value if key.rpartition(".")[0] in fixed else _lossless_half(value)
             for key, value in state_dict.items()
             if not any(_inside(key, name) for name in copies)
         }
         return kept, {}
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+        wrappers = self.quantization_config.wrappers
+        for name in sorted(wrappers, key=lambda name: name.count(".")):  # the outer ones first
+            with init_empty_weights():
+                wrapped = wrap_empty(_linear(model, name), wrappers[name])
+            _put(model, name, wrapped)
         for name, layer in self.quantization_config.layers.items():
-            linear = _submodule(model, name)
-            if not isinstance(linear, nn.Linear):
-                raise InputError(
-                    f"config.json: {name} is a {type(linear).__name__}, expected a linear; it is damaged"
-                )
+            linear = _linear(model, name)
             with init_empty_weights(include_buffers=True):
                 quantized = QuantizedLinear.empty(
                     linear.in_features, linear.out_features, **layer, bias=linear.bias is not None
                 )
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, quantized)
+            _put(model, name, quantized)
         for names in self.quantization_config.shared:
             for name in names:
                 _submodule(model, name)
@@ -176,13 +189,13 @@ class DitpressQuantizer(DiffusersQuantizer):
         return model
 
     def _dequantize(self, model: Any) -> Any:
-        """Every QuantizedLinear becomes a float32 ``nn.Linear``; embedders stay tied."""
+        """Every QuantizedLinear becomes a float32 ``nn.Linear``; wrappers stay; embedders stay tied."""
         for name, module in list(model.named_modules()):
             if isinstance(module, QuantizedLinear):
-                parent, _, child = name.rpartition(".")
-                setattr(model.get_submodule(parent), child, _float_linear(module))
+                _put(model, name, _float_linear(module))
         # Diffusers leaves the label in the config, and would then save float weights as quantized ones.
-        model.register_to_config(quantization_config=None)
+        config = DitpressConfig.of(model)
+        model.register_to_config(quantization_config=config.to_dict() if config.wrappers else None)
         return model
 
     @property
@@ -229,6 +242,20 @@ def _submodule(model: nn.Module, name: str) -> nn.Module:
         raise InputError(
             f"config.json: {name} is not in {type(model).__name__}; it belongs to another model"
         ) from error
+
+
+def _linear(model: nn.Module, name: str) -> nn.Linear:
+    linear = _submodule(model, name)
+    if not isinstance(linear, nn.Linear):
+        raise InputError(
+            f"config.json: {name} is a {type(linear).__name__}, expected a linear; it is damaged"
+        )
+    return linear
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
 
 
 def _float_linear(quantized: QuantizedLinear) -> nn.Linear:

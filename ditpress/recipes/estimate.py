@@ -7,11 +7,17 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from torch import nn
+
 from ditpress.calibrate.calls import record_calls
+from ditpress.kernels.linear import QuantizedLinear
+from ditpress.kernels.wrap import main_linear
+from ditpress.load.anatomy import plain_name
 from ditpress.load.denoiser import Denoiser
 from ditpress.recipes.recipe import Recipe
 from ditpress.recipes.skeleton import planned, skeleton
 from ditpress.recipes.steps import run_call
+from ditpress.recipes.storage import storage
 from ditpress.validate.size import size_of
 
 FLOAT32_BYTES = 4
@@ -68,40 +74,38 @@ def estimate(denoiser: Denoiser, recipe: Recipe) -> Estimate:
         original_bytes=size.original_bytes,
         compressed_bytes=size.compressed_bytes,
         effective_bits=size.effective_bits,
-        seconds=_seconds(denoiser, recipe),
+        seconds=_seconds(denoiser, recipe, after),
         memory_bytes=PROCESS_BYTES + FLOAT_COPIES * _float_bytes(denoiser),
         disk_bytes=disk_bytes(denoiser, recipe),
-        roles=role_table(denoiser, recipe),
+        roles=role_table(denoiser, after),
     )
 
 
-def role_table(denoiser: Denoiser, recipe: Recipe) -> tuple[RoleRow, ...]:
-    """Linears by role and planned format, in the order of the model."""
-    formats: dict[str, str] = {}
-    for stage in recipe.stages:
-        for name, layer in stage.layer_formats(denoiser).items():
-            weights = denoiser.transformer.get_submodule(name)
-            group = "channel" if layer.group_size == weights.in_features else f"group {layer.group_size}"
-            inputs = "" if layer.activation == "none" else f", {layer.activation} inputs"
-            formats[name] = f"{layer.format}, {group}{inputs}"
+def role_table(denoiser: Denoiser, after: nn.Module) -> tuple[RoleRow, ...]:
+    """Linears of the planned transformer ``after`` by role and format, in the order of the model."""
     layers: Counter[tuple[str, str]] = Counter()
     parameters: Counter[tuple[str, str]] = Counter()
-    for name, role in denoiser.anatomy.linears(denoiser.transformer).items():
-        row = (role.value, formats.get(name, "as it is"))
+    for name, role in denoiser.anatomy.linears(after).items():
+        linear, plain = main_linear(after.get_submodule(name)), plain_name(name)
+        form = storage(after.get_submodule(plain))
+        if form == storage(denoiser.transformer.get_submodule(plain)):
+            form = "as it is"
+        row = (role.value, form)
         layers[row] += 1
-        parameters[row] += sum(
-            tensor.numel() for tensor in denoiser.transformer.get_submodule(name).parameters()
-        )
+        bias = 0 if linear.bias is None else linear.out_features
+        parameters[row] += linear.in_features * linear.out_features + bias
     return tuple(RoleRow(role, count, parameters[role, form], form) for (role, form), count in layers.items())
 
 
 def disk_bytes(denoiser: Denoiser, recipe: Recipe) -> int:
     """The most that a run writes: a copy of the model per stage, the original in ONNX, the results."""
-    full = _float_bytes(denoiser)
-    small = size_of(
-        skeleton(denoiser.transformer), planned(denoiser, recipe.stages), float_bits=32
-    ).compressed_bytes
-    copies = sum(full if not stage.layer_formats(denoiser) else small for stage in recipe.stages)
+    before, after = (skeleton(denoiser.transformer) for _ in range(2))
+    full = small = size_of(before, after, float_bits=32).compressed_bytes
+    copies = 0
+    for stage in recipe.stages:
+        stage.plan(denoiser, after)
+        small = size_of(before, after, float_bits=32).compressed_bytes
+        copies += small
     return copies + 2 * small + (full if recipe.validation.speed else 0) + 50_000_000
 
 
@@ -109,7 +113,7 @@ def _float_bytes(denoiser: Denoiser) -> int:
     return FLOAT32_BYTES * sum(parameter.numel() for parameter in denoiser.transformer.parameters())
 
 
-def _seconds(denoiser: Denoiser, recipe: Recipe) -> float:
+def _seconds(denoiser: Denoiser, recipe: Recipe, after: nn.Module) -> float:
     """Calls of the transformer, weighed by one timed call with one image, and the weights to round."""
     (call,) = record_calls(
         denoiser, samples=1, steps=1, guidance=recipe.calibration.guidance, seed=recipe.seed
@@ -123,6 +127,10 @@ def _seconds(denoiser: Denoiser, recipe: Recipe) -> float:
     )  # record, outputs, error of the outputs
     sampling = 2 * recipe.validation.samples * (recipe.validation.steps or denoiser.default_steps)
     exports = EXPORT_CALLS * (2 if recipe.validation.speed else 1)
-    rounded = {name for stage in recipe.stages for name in stage.layer_formats(denoiser)}
-    weights = sum(denoiser.transformer.get_submodule(name).weight.numel() for name in rounded)
+    weights = _low_bit_weights(after) - _low_bit_weights(denoiser.transformer)
     return per_image * (passes * calibration + sampling + exports) + SECONDS_PER_WEIGHT * weights
+
+
+def _low_bit_weights(transformer: nn.Module) -> int:
+    layers = [module for module in transformer.modules() if isinstance(module, QuantizedLinear)]
+    return sum(layer.in_features * layer.out_features for layer in layers)

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from ditpress.errors import InputError
 from ditpress.files import write_atomic
-from ditpress.kernels.linear import QuantizedLinear
+from ditpress.load.anatomy import plain_name
 from ditpress.load.denoiser import load_denoiser
+from ditpress.recipes.storage import storage
 from ditpress.validate.grid import png_bytes, to_pil
 from ditpress.validate.size import stored_modules
 
@@ -31,7 +32,7 @@ def inspect_model(model: str, *, scheduler: str | Path | None = None, device: st
     parameters: Counter[tuple[str, str]] = Counter()
     for name, role in denoiser.anatomy.linears(transformer).items():
         module = transformer.get_submodule(name)
-        row = (role.value, storage(module))
+        row = (role.value, storage(transformer.get_submodule(plain_name(name))))
         layers[row] += 1
         parameters[row] += module.in_features * module.out_features
     stored = stored_modules(transformer).values()
@@ -54,15 +55,6 @@ def inspect_model(model: str, *, scheduler: str | Path | None = None, device: st
             for (role, form), count in layers.items()
         ],
     }
-
-
-def storage(module: nn.Module) -> str:
-    """How a linear is stored, in words."""
-    if not isinstance(module, QuantizedLinear):
-        return "float"
-    group = "channel" if module.group_size == module.in_features else f"group {module.group_size}"
-    inputs = "" if module.activation == "none" else f", {module.activation} inputs"
-    return f"{module.format}, {group}{inputs}"
 
 
 def sample_grid(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ditpress.compress import Stage
-from ditpress.compress.quantize.stage import replace_module
-from ditpress.kernels.linear import Activation, QuantizedLinear
 from ditpress.load.denoiser import Denoiser
 
 
@@ -34,7 +33,7 @@ def _stand_in(tensor: Tensor) -> Tensor:
     return torch.full((), value, dtype=tensor.dtype).expand(tensor.shape)
 
 
-def planned(denoiser: Denoiser, stages: tuple[Stage, ...]) -> nn.Module:
+def planned(denoiser: Denoiser, stages: Iterable[Stage]) -> nn.Module:
     """The skeleton of what ``stages`` will make of the denoiser's transformer.
 
     Raises:
@@ -42,18 +41,5 @@ def planned(denoiser: Denoiser, stages: tuple[Stage, ...]) -> nn.Module:
     """
     transformer = skeleton(denoiser.transformer)
     for stage in stages:
-        for name, layer in stage.layer_formats(denoiser).items():
-            linear = transformer.get_submodule(name)
-            assert isinstance(linear, nn.Linear)
-            empty = QuantizedLinear.empty(
-                linear.in_features,
-                linear.out_features,
-                layer.format,
-                layer.group_size,
-                cast(Activation, layer.activation),
-                bias=linear.bias is not None,
-                device="meta",
-                fold_scales=layer.fold_scales,
-            )
-            replace_module(transformer, linear, empty)
+        stage.plan(denoiser, transformer)
     return transformer

@@ -23,8 +23,9 @@ from ditpress.load.denoiser import Denoiser
 from ditpress.load.weights import load_transformer
 from ditpress.progress import track
 from ditpress.recipes.recipe import ExportSpec, Recipe, ValidationSpec
+from ditpress.recipes.skeleton import planned
 from ditpress.validate.paired import OutputSqnr, first_tensor, output_sqnr
-from ditpress.validate.sensitivity import layer_errors
+from ditpress.validate.sensitivity import layer_errors, low_bit_layers
 
 SAMPLES, OUTPUTS = "samples.safetensors", "outputs.safetensors"
 VALIDATION_SEEDS = 1_000_000  # validation images are never drawn from the noise of calibration
@@ -78,13 +79,14 @@ def run_call(transformer: Any, call: Call) -> Tensor:
 
 
 def apply_stage(stage: Stage, denoiser: Denoiser, calls: Sequence[Call], folder: Path) -> dict[str, Any]:
-    """Apply one stage and save the transformer; facts: the error of every layer that changed its format."""
+    """Apply one stage and save the transformer; facts: the error of every layer that became low-bit."""
     statistics = Calibration(list(calls)).collect(denoiser.transformer, stage.wants(denoiser))
-    reference = copy.deepcopy(denoiser.transformer) if stage.layer_formats(denoiser) else None
-    stage.apply(denoiser, statistics)
+    layers = low_bit_layers(planned(denoiser, [stage])) - low_bit_layers(denoiser.transformer)
+    reference = copy.deepcopy(denoiser.transformer) if layers else None
+    stage.apply_calls(denoiser, statistics, calls if stage.needs_calls else ())
     errors = {}
     if reference is not None:
-        errors = layer_errors(reference, denoiser.transformer, spread(calls, ERROR_CALLS))
+        errors = layer_errors(reference, denoiser.transformer, spread(calls, ERROR_CALLS), layers)
     del reference
     save_transformer(denoiser.transformer, folder)
     return {"layer_errors": errors}

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ditpress.errors import InputError
 from ditpress.kernels.linear import QuantizedLinear
+from ditpress.kernels.wrap import branch_modules, input_weight, main_linear, outer_names
 from ditpress.progress import track
 from ditpress.validate.paired import OutputSqnr, RecordedCall, decibel
 from ditpress.validate.report import Strict
-from ditpress.validate.size import stored_modules
+from ditpress.validate.size import Stored, stored_modules
 
 
 class LayerDetail(Strict):
-    """One module that owns tensors: its size, and its error where it was quantized.
+    """One module that owns tensors, with all that wraps it: its size, and its error where it was quantized.
 
     ``weight_error``: ‖Ŵ - W‖ / ‖W‖ (Frobenius). ``output_sqnr_db``: of its output, given the input that
     it has in the reference transformer, so without the errors of the layers before it.
@@ -45,17 +46,34 @@ class Details(Strict):
     timesteps: list[TimestepDetail]
 
 
+def low_bit_layers(transformer: nn.Module) -> set[str]:
+    """Names, as in the plain model, of the linears whose main part is quantized; not of branches."""
+    branches, outer = branch_modules(transformer), outer_names(transformer)
+    return {
+        outer.get(name, name)
+        for name, module in transformer.named_modules()
+        if isinstance(module, QuantizedLinear) and module not in branches
+    }
+
+
 @torch.inference_mode()
 def layer_errors(
-    reference: nn.Module, compressed: nn.Module, calls: Sequence[RecordedCall]
+    reference: nn.Module,
+    compressed: nn.Module,
+    calls: Sequence[RecordedCall],
+    names: Collection[str] | None = None,
 ) -> dict[str, tuple[float, float | None]]:
     """Weight error and output SQNR of every quantized layer, in one pass of ``reference`` over the calls.
+
+    A layer counts with its wrappers on both sides: low-rank branches add to its weight, a rotation of its
+    input is undone in it.
 
     Args:
         reference: the float transformer exactly as the quantizer got it: smoothing or rotation folded in,
             nothing quantized yet. (Before smoothing the weights differ by more than rounding.)
         compressed: the same with :class:`~ditpress.kernels.linear.QuantizedLinear` in places.
         calls: recorded calls; with none, only the weights are compared.
+        names: of the layers to compare, as in the plain model; None: all that are quantized.
 
     Returns:
         layer name -> (‖Ŵ - W‖ / ‖W‖, output SQNR in dB or None where no call reached the layer).
@@ -64,15 +82,14 @@ def layer_errors(
     Raises:
         InputError: a quantized layer has no float layer of the same shape in ``reference``.
     """
-    layers = {
-        name: module for name, module in compressed.named_modules() if isinstance(module, QuantizedLinear)
-    }
-    floats: dict[str, nn.Linear] = {}
+    wanted = low_bit_layers(compressed) if names is None else set(names)
+    layers = {name: module for name, module in compressed.named_modules() if name in wanted}
+    floats: dict[str, nn.Module] = {}
     weight_error: dict[str, float] = {}
     for name, layer in layers.items():
-        floats[name] = linear = _float_twin(reference, name, layer)
-        weight = linear.weight.double()
-        difference = layer.dequantize().double() - weight
+        floats[name] = _float_twin(reference, name, layer)
+        weight = input_weight(floats[name]).double()
+        difference = input_weight(layer).double() - weight
         weight_error[name] = float(
             difference.norm() / weight.norm().clamp_min(torch.finfo(weight.dtype).tiny)
         )
@@ -80,7 +97,7 @@ def layer_errors(
     signal: dict[str, float] = defaultdict(float)
     noise: dict[str, float] = defaultdict(float)
 
-    def hook_for(name: str, layer: QuantizedLinear):  # type: ignore[no-untyped-def]
+    def hook_for(name: str, layer: nn.Module):  # type: ignore[no-untyped-def]
         def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             y = output.double()
             signal[name] += float(y.square().sum())
@@ -112,15 +129,21 @@ def details(
     """Join sizes, :func:`layer_errors` and :func:`~ditpress.validate.paired.output_sqnr` for the plots."""
     before = stored_modules(original, float_bits=float_bits)
     errors = errors or {}
-    layers = []
+    outer = outer_names(compressed)
+    parts: dict[str, list[Stored]] = defaultdict(list)
     for name, stored in stored_modules(compressed, float_bits=float_bits).items():
+        parts[outer.get(name, name)].append(stored)
+    layers = []
+    for name, found in parts.items():
         weight_error, output_sqnr_db = errors.get(name, (None, None))
+        # The main linear holds the parameters; what wraps it holds none.
+        main = max(found, key=lambda stored: stored.parameters)
         layers.append(
             LayerDetail(
                 name=name,
-                format=stored.format,
+                format=main.format,
                 original_bytes=before[name].bits / 8 if name in before else 0.0,
-                compressed_bytes=stored.bits / 8,
+                compressed_bytes=sum(stored.bits for stored in found) / 8,
                 weight_error=weight_error,
                 output_sqnr_db=output_sqnr_db,
             )
@@ -132,14 +155,17 @@ def details(
     )
 
 
-def _float_twin(reference: nn.Module, name: str, layer: QuantizedLinear) -> nn.Linear:
+def _float_twin(reference: nn.Module, name: str, layer: nn.Module) -> nn.Module:
+    low_bit = main_linear(layer)
     try:
-        linear = reference.get_submodule(name)
-    except AttributeError:
+        twin = reference.get_submodule(name)
+        linear: nn.Module | None = main_linear(twin)
+    except (AttributeError, InputError):
         linear = None
-    if not isinstance(linear, nn.Linear) or linear.weight.shape != (layer.out_features, layer.in_features):
+    shape = (low_bit.out_features, low_bit.in_features)
+    if not isinstance(linear, nn.Linear) or linear.weight.shape != shape:
         raise InputError(
-            f"error per layer: {name} has no float Linear {layer.in_features} -> {layer.out_features} in the "
-            "reference transformer; give the transformer that went into the quantizer"
+            f"error per layer: {name} has no float Linear {low_bit.in_features} -> {low_bit.out_features} in "
+            "the reference transformer; give the transformer that went into the quantizer"
         )
-    return linear
+    return twin

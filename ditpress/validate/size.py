@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ditpress.kernels.buffers import FixedBuffers
 from ditpress.kernels.linear import QuantizedLinear
+from ditpress.kernels.wrap import branch_modules
 from ditpress.validate.report import Size
 
 
@@ -24,20 +26,23 @@ def stored_modules(transformer: nn.Module, *, float_bits: int | None = None) -> 
     """Every module that owns tensors, by name; a module or tensor that several places share counts once.
 
     Args:
-        transformer: plain modules and :class:`~ditpress.kernels.linear.QuantizedLinear`.
+        transformer: plain modules, :class:`~ditpress.kernels.linear.QuantizedLinear`, and wrappers
+            (:mod:`ditpress.kernels.wrap`): what these add takes bits, but holds no parameters of the model.
         float_bits: bits of a floating-point value that stays high. None: as our checkpoints store it, in
             float16 where that holds every value of the tensor exactly, else in its own type; on the meta
             device, where there are no values, 16.
 
     Buffers that are not saved with the model (``persistent=False``) do not count.
     """
+    added = branch_modules(transformer)
     seen: set[int] = set()
     result: dict[str, Stored] = {}
     for name, module in transformer.named_modules():  # visits a shared module once
         if isinstance(module, QuantizedLinear):
             parameters = module.in_features * module.out_features
             parameters += 0 if module.bias is None else module.out_features
-            result[name] = Stored(module.format, module.stored_bits(), parameters)
+            held = 0 if module in added else parameters
+            result[name] = Stored(module.format, module.stored_bits(), held)
             continue
         saved = {
             key: tensor
@@ -49,10 +54,11 @@ def stored_modules(transformer: nn.Module, *, float_bits: int | None = None) -> 
             if tensor is None or id(tensor) in seen:
                 continue
             seen.add(id(tensor))
-            each = _bits_per_value(tensor, float_bits)
+            fixed = isinstance(module, FixedBuffers)
+            each = 8 * tensor.element_size() if fixed else _bits_per_value(tensor, float_bits)
             bits += tensor.numel() * each
             widest = max(widest, each if tensor.is_floating_point() else 0)
-            parameters += tensor.numel() if key in module._parameters else 0
+            parameters += tensor.numel() if key in module._parameters and module not in added else 0
         if bits:
             result[name] = Stored(f"fp{widest}" if widest else "integer", bits, parameters)
     return result

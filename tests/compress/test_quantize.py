@@ -51,7 +51,7 @@ def test_ternary_layers_hold_the_nearest_of_three_values(
 
 def test_scales_are_folded_where_it_matters(denoiser: Denoiser) -> None:
     folded = stage(format="int4", group=8, fold_scales=True)
-    formats = folded.layer_formats(denoiser)
+    formats = folded.formats(denoiser.anatomy, denoiser.transformer)
     roles = denoiser.anatomy.linears(denoiser.transformer)
     assert {layer.fold_scales for n, layer in formats.items() if roles[n] is Role.MODULATION} == {False}
     assert {layer.fold_scales for n, layer in formats.items() if roles[n] is not Role.MODULATION} == {True}
@@ -60,7 +60,8 @@ def test_scales_are_folded_where_it_matters(denoiser: Denoiser) -> None:
         stage(format="int4", group=8, fold_scales=False),
         folded.model_copy(update={"activations": "none"}),
     ):
-        assert not any(layer.fold_scales for layer in plain.layer_formats(denoiser).values())
+        layers = plain.formats(denoiser.anatomy, denoiser.transformer).values()
+        assert not any(layer.fold_scales for layer in layers)
     folded.apply(denoiser, {})
     for name, layer in formats.items():
         assert denoiser.transformer.get_submodule(name).fold_scales == layer.fold_scales
@@ -72,9 +73,9 @@ def test_scales_are_folded_where_it_matters(denoiser: Denoiser) -> None:
 def test_vector_formats_are_refused_before_anything_changes(denoiser: Denoiser, name: str) -> None:
     before = copy.deepcopy(denoiser.transformer.state_dict())
     vectors = stage(format=name, group=8)
-    for call in (vectors.layer_formats, lambda denoiser: vectors.apply(denoiser, {})):
+    for call in (lambda: vectors.plan(denoiser, denoiser.transformer), lambda: vectors.apply(denoiser, {})):
         with pytest.raises(InputError, match=rf"format {name} holds vectors .* such as int4"):
-            call(denoiser)
+            call()
     after = denoiser.transformer.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())

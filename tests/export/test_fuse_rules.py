@@ -17,6 +17,8 @@ from ditpress.export.inputs import Signature
 from ditpress.export.onnx import _save, build_model
 from ditpress.export.parity import relative_difference
 from ditpress.export.session import onnx_session, run_session
+from ditpress.kernels.transforms import ChannelScale, Hadamard
+from ditpress.kernels.wrap import LowRankLinear, NormedLinear, TransformedLinear
 
 WIDTH, TOKENS = 64, 6
 NORM = functools.partial(F.layer_norm, normalized_shape=(WIDTH,), eps=1e-6)
@@ -34,6 +36,14 @@ class Piece(nn.Module):
         self.attn["whole"] = low_bit(nn.Linear(WIDTH, WIDTH), "int4", WIDTH, "int8")
         self.attn["narrow"] = make(nn.Linear(WIDTH, 72))
         self.attn["weight_only"] = low_bit(nn.Linear(WIDTH, WIDTH), "int8", WIDTH, "none")
+        one, two = (Hadamard.random((8, 8), WIDTH, torch.Generator().manual_seed(seed)) for seed in (0, 1))
+        factors = ChannelScale(torch.rand(WIDTH))
+        for name, transform in {"rotated": one, "with_it": one, "otherwise": two, "scaled": factors}.items():
+            self.attn[name] = TransformedLinear(transform, make(nn.Linear(WIDTH, WIDTH)))
+        down = make(nn.Linear(WIDTH, 8, bias=False))
+        up = low_bit(nn.Linear(8, WIDTH, bias=False), "int8", 8, "int8")
+        self.attn["branched"] = LowRankLinear(make(nn.Linear(WIDTH, WIDTH)), down, up)
+        self.attn["normed"] = NormedLinear(make(nn.Linear(WIDTH, WIDTH)), torch.rand(WIDTH), 1e-6)
         self.elsewhere = nn.ModuleDict({"a": make(nn.Linear(WIDTH, WIDTH))})
         self.weight = nn.Parameter(torch.rand(WIDTH))
         self.constant_row = nn.Parameter(torch.rand(1, 1, WIDTH))
@@ -86,6 +96,16 @@ def attend(q, k, v, heads=2, merged=True, **options):
 
 
 CASES = {
+    # what is wrapped around a layer
+    "one rotation": ({"merge": 1}, lambda p, n, x, r, o: n["rotated"](x) + n["with_it"](x)),
+    "two rotations": ({}, lambda p, n, x, r, o: n["rotated"](x) + n["otherwise"](x)),
+    "rotated and not": ({}, lambda p, n, x, r, o: n["rotated"](x) + n["a"](x)),
+    "norm before a rotation": ({}, lambda p, n, x, r, o: n["rotated"](modulate(x, r, o))),
+    "norm before factors": ({}, lambda p, n, x, r, o: n["scaled"](modulate(x, r, o))),
+    "norm before a branch": ({"norm": 1}, lambda p, n, x, r, o: n["branched"](modulate(x, r, o))),
+    "GELU after a branch": ({}, lambda p, n, x, r, o: F.gelu(n["branched"](x), approximate="tanh")),
+    "gate after a branch": ({}, lambda p, n, x, r, o: r[:, None] * n["branched"](x) + x),
+    "gate after a norm": ({}, lambda p, n, x, r, o: r[:, None] * n["normed"](x) + x),
     # layer norm with modulation
     "norm": ({"norm": 1}, lambda p, n, x, r, o: n["a"](modulate(x, r, o))),
     "norm, operands turned": (

@@ -79,7 +79,7 @@ def test_plain_diffusers_loads_it(compressed: Denoiser, tmp_path: Path, cls: typ
     loaded = cls.from_pretrained(str(tmp_path / "transformer"))
     inputs = dit_inputs(loaded)
     assert torch.equal(loaded(**inputs)[0], compressed.transformer(**inputs)[0])
-    assert DiffusionPipeline.from_pretrained(tmp_path).transformer.config["quantization_config"].schema == 1
+    assert DiffusionPipeline.from_pretrained(tmp_path).transformer.config["quantization_config"].schema == 2
 
 
 def test_codes_and_scales_keep_their_dtype_in_bfloat16(compressed: Denoiser, tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_codes_and_scales_keep_their_dtype_in_bfloat16(compressed: Denoiser, tmp
 def test_config_says_what_is_quantized(compressed: Denoiser, tmp_path: Path) -> None:
     save_pipeline(compressed, tmp_path / "model")
     config = json.loads((tmp_path / "model/transformer/config.json").read_text())["quantization_config"]
-    assert (config["quant_method"], config["schema"]) == ("ditpress", 1)
+    assert (config["quant_method"], config["schema"]) == ("ditpress", 2)
     expected = {n for n, m in compressed.transformer.named_modules() if isinstance(m, QuantizedLinear)}
     assert set(config["layers"]) == expected
     assert config["layers"]["transformer_blocks.0.attn1.to_q"] == {
@@ -184,7 +184,7 @@ def test_damaged_configs_are_named(compressed: Denoiser, tmp_path: Path) -> None
 
     layers = good["quantization_config"]["layers"]
     name = "transformer_blocks.0.attn1.to_q"
-    assert "expected 1; update ditpress" in refused(schema=2)
+    assert "expected at most 2; update ditpress" in refused(schema=3)
     assert "nothing.here is not in DiTTransformer2DModel" in refused(
         layers=layers | {"nothing.here": layers[name]}
     )

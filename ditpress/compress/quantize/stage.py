@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
@@ -13,17 +14,29 @@ from torch import Tensor, nn
 
 from ditpress.compress.quantize.rtn import check_format, round_to_nearest, search_scale, split_groups
 from ditpress.compress.quantize.spec import WeightSpec
-from ditpress.compress.stage import LayerFormat, Stage, register_stage
+from ditpress.compress.stage import Stage, register_stage
 from ditpress.errors import InputError
 from ditpress.kernels.formats import get_format
-from ditpress.kernels.linear import QuantizedLinear, scale_dtype
+from ditpress.kernels.linear import Activation, QuantizedLinear, scale_dtype
 from ditpress.kernels.packing import pack
-from ditpress.load.anatomy import Role
+from ditpress.load.anatomy import Anatomy, Role, plain_name
+from ditpress.load.modules import replace_module
 from ditpress.progress import track
 
 if TYPE_CHECKING:
     from ditpress.calibrate.calibration import Want
     from ditpress.load.denoiser import Denoiser
+
+
+@dataclass(frozen=True)
+class LayerFormat:
+    """How one linear will be stored: format name, weights per scale along K, activation format, and whether
+    group scales are folded into 8-bit weights when it runs."""
+
+    format: str
+    group_size: int
+    activation: str
+    fold_scales: bool = False
 
 
 @register_stage
@@ -49,22 +62,22 @@ class Quantize(Stage):
         default=(), description="layers that stay as they are, by name pattern (* and ?)"
     )
 
-    def layer_formats(self, denoiser: Denoiser) -> dict[str, LayerFormat]:
+    def formats(self, anatomy: Anatomy, transformer: nn.Module) -> dict[str, LayerFormat]:
         """Format of every linear that this stage will replace, by full name, in the order of the model.
 
         Raises:
             InputError: a ``skip`` pattern that matches no layer, a group that does not divide K, a format
             that round to nearest cannot take, or no layer left.
         """
-        transformer = denoiser.transformer
-        roles = denoiser.anatomy.linears(transformer)
+        roles = anatomy.linears(transformer)
+        plain = [plain_name(name) for name in roles]
         for pattern in self.skip:
-            if not any(fnmatchcase(name, pattern) for name in roles):
-                raise InputError(f'quantize.skip: "{pattern}" matches no layer; {_closest(pattern, roles)}')
+            if not any(fnmatchcase(name, pattern) for name in plain):
+                raise InputError(f'quantize.skip: "{pattern}" matches no layer; {_closest(pattern, plain)}')
         formats: dict[str, LayerFormat] = {}
         for name, role in roles.items():
             module = transformer.get_submodule(name)
-            skipped = role in self.keep or any(fnmatchcase(name, pattern) for pattern in self.skip)
+            skipped = role in self.keep or any(fnmatchcase(plain_name(name), p) for p in self.skip)
             if skipped or not isinstance(module, nn.Linear):
                 continue
             modulation = role is Role.MODULATION
@@ -82,9 +95,24 @@ class Quantize(Stage):
             )
         return formats
 
+    def plan(self, denoiser: Denoiser, skeleton: nn.Module) -> None:
+        for name, layer in self.formats(denoiser.anatomy, skeleton).items():
+            linear = cast(nn.Linear, skeleton.get_submodule(name))
+            empty = QuantizedLinear.empty(
+                linear.in_features,
+                linear.out_features,
+                layer.format,
+                layer.group_size,
+                cast(Activation, layer.activation),
+                bias=linear.bias is not None,
+                device="meta",
+                fold_scales=layer.fold_scales,
+            )
+            replace_module(skeleton, linear, empty)
+
     def apply(self, denoiser: Denoiser, statistics: Mapping[Want, Tensor]) -> None:
         transformer = denoiser.transformer
-        formats = self.layer_formats(denoiser)
+        formats = self.formats(denoiser.anatomy, transformer)
         for name in formats:
             linear = cast(nn.Linear, transformer.get_submodule(name))
             if not bool(torch.isfinite(linear.weight).all()):
@@ -117,15 +145,6 @@ def quantize_linear(linear: nn.Linear, layer: LayerFormat, name: str = "weight")
     )
 
 
-def replace_module(root: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put ``new`` wherever ``old`` is a child below ``root``, also where several parents share it."""
-    new.train(old.training)
-    for parent in list(root.modules()):
-        for name, child in list(parent._modules.items()):  # named_children() would hide a second name
-            if child is old:
-                setattr(parent, name, new)
-
-
-def _closest(pattern: str, roles: Mapping[str, Role]) -> str:
+def _closest(pattern: str, names: Sequence[str]) -> str:
     """The names most like a pattern that matched nothing: there may be hundreds of layers."""
-    return f"closest: {', '.join(difflib.get_close_matches(pattern, roles, n=3, cutoff=0.0))}"
+    return f"closest: {', '.join(difflib.get_close_matches(pattern, names, n=3, cutoff=0.0))}"

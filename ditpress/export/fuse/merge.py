@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ditpress.export.fuse.pattern import constant, qlinear_nodes, take_over, text
+from ditpress.load.anatomy import plain_name
 
 COLUMNS = 64  # every output but the last is a multiple of this wide
 _KEPT = ("K", "group_size", "fold_scales", "prologue", "epsilon", "epilogue")
@@ -16,6 +17,9 @@ _KEPT = ("K", "group_size", "fold_scales", "prologue", "epsilon", "epilogue")
 
 def fuse_merge(graph: ir.Graph) -> int:
     """QLinear nodes of one module that differ only in codes, scales and bias become one with ``splits``.
+
+    What is wrapped around a layer (:mod:`ditpress.kernels.wrap`) does not count in its name: layers behind
+    one transform, whose result is computed once, merge as they do on a plain input.
 
     Same kind, input, prologue, group size, codebook and type of scales; no epilogue; widths that are
     multiples of 64. "One module" is judged by the names, ``<module>.to_q`` and ``<module>.to_k``: across
@@ -48,7 +52,7 @@ def _key(node: ir.Node) -> tuple[object, ...] | None:
     wide = node.attributes["N"].as_int() % COLUMNS == 0
     if table is None or scale is None or not wide or len(node.outputs) > 1 or text(node, "epilogue") != "":
         return None
-    module = (node.name or "").rpartition(".")[0]
+    module = plain_name(node.name or "").rpartition(".")[0]
     if not module:
         return None
     attributes = tuple(node.attributes[name].value for name in _KEPT)
@@ -58,8 +62,8 @@ def _key(node: ir.Node) -> tuple[object, ...] | None:
 
 def _merge(graph: ir.Graph, nodes: Sequence[ir.Node]) -> None:
     first = nodes[0]
-    module = (first.name or "").rpartition(".")[0]
-    name = f"{module}.{'+'.join((node.name or '').rpartition('.')[2] for node in nodes)}"
+    names = [plain_name(node.name or "").rpartition(".") for node in nodes]
+    name = f"{names[0][0]}.{'+'.join(leaf for _, _, leaf in names)}"
     widths = [node.attributes["N"].as_int() for node in nodes]
     parts = [
         _concatenated(graph, [node.inputs[index] for node in nodes], f"{name}.{role}")
