@@ -22,7 +22,7 @@ from ditpress.kernels.wrap import LowRankLinear, TransformedLinear, input_weight
 
 SECOND_MOMENT, MINIMUM = "input_second_moment", "input_min"
 
-_CONSTANT = 1.0 - 1e-9  # |H|² / tr(H)² of inputs that are all multiples of one row is 1
+_CONSTANT = 1.0 - 1e-6  # |H|² / tr(H)² of inputs that are all multiples of one row is 1, but for rounding
 
 
 @dataclass(frozen=True)
