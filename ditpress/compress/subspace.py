@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ditpress.compress.quantize.fit import fit_weight
 from ditpress.compress.quantize.layer import SECOND_MOMENT, check_varies
+from ditpress.compress.quantize.low_rank import largest_singular
 from ditpress.compress.quantize.spec import WeightSpec
 from ditpress.compress.quantize.walk import walk
 from ditpress.compress.stage import Stage, register_stage
@@ -39,9 +40,9 @@ if TYPE_CHECKING:
 def principal_directions(second_moment: Tensor, rank: int) -> Tensor:
     """The ``rank`` eigenvectors of largest eigenvalue of ``second_moment`` [K, K], as float64 rows [rank, K].
 
-    Signs are such that the entry of largest magnitude is positive.
+    Of large matrices nearly so. Signs are such that the entry of largest magnitude is positive.
     """
-    vectors = torch.linalg.eigh(second_moment.double()).eigenvectors[:, -rank:].flip(1).T.contiguous()
+    vectors = largest_singular(second_moment.double(), rank)[2]  # symmetric and not negative: eigenvectors
     largest = vectors.gather(1, vectors.abs().argmax(dim=1, keepdim=True))
     return vectors * largest.sign()
 

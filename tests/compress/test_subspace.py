@@ -77,6 +77,16 @@ def test_directions_are_the_eigenvectors() -> None:
     assert (rest**2).sum() == pytest.approx((left**2).sum(), rel=1e-6)
 
 
+def test_directions_of_a_wide_layer_leave_as_little() -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(900, 700, generator=generator) * torch.logspace(0, -1.5, 700)
+    moment = (x.T @ x / 900).double()
+    found = principal_directions(moment, 6)
+    torch.testing.assert_close(found @ found.T, torch.eye(6, dtype=torch.float64), atol=1e-9, rtol=0)
+    left = float(moment.trace() - (found @ moment @ found.T).trace())
+    assert left <= float(torch.linalg.eigvalsh(moment)[:-6].sum()) * 1.001
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_function_stays(family: str) -> None:
     model, inputs = make(family)

@@ -66,7 +66,7 @@ def _key(node: ir.Node) -> tuple[object, ...] | None:
 def _merge(graph: ir.Graph, nodes: Sequence[ir.Node]) -> None:
     first = nodes[0]
     names = [plain_name(node.name or "").rpartition(".") for node in nodes]
-    name = f"{names[0][0]}.{'+'.join(leaf for _, _, leaf in names)}"
+    name = f"{names[0][0]}.{'+'.join(leaf for _, _, leaf in names)}{_branch(first.name or '')}"
     widths = [node.attributes["N"].as_int() for node in nodes]
     own = KINDS[first.op_type].inputs
     inputs = [
@@ -90,6 +90,11 @@ def _merge(graph: ir.Graph, nodes: Sequence[ir.Node]) -> None:
     for node, y in zip(nodes, merged.outputs, strict=True):
         take_over(node.outputs[0], y)
         graph.remove(node, safe=True)
+
+
+def _branch(name: str) -> str:
+    """What tells a branch beside a layer from the layer itself: ``.linear.up`` of ``attn.to_q.linear.up``."""
+    return name.removeprefix(plain_name(name)) if name.endswith((".up", ".down")) else ""
 
 
 def _concatenated(graph: ir.Graph, values: Sequence[ir.Value | None], name: str) -> ir.Value:
