@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ditpress.compress.quantize import fp4, power_of_two
 from ditpress.compress.quantize.fitted import FittedWeight
 from ditpress.compress.quantize.gptq import gptq
 from ditpress.compress.quantize.grid import check_format, grid_of
@@ -42,10 +43,19 @@ def fit_weight(
     group_size = spec.group_size(columns)
     groups = split_groups(weight, group_size, name)
     dtype = scale_dtype(group_size, columns)
-    scale = search_scale(groups, format, dtype, name)
     table: Tensor | None = None
+    if format.tables > 1:
+        _, scale, table = fp4.fit(groups, dtype, second_moment, name=name)
+    else:
+        scale = search_scale(groups, format, dtype, name)
+    if spec.scale_ratios == "power-of-two":
+        if format.tables > 1:
+            scale = power_of_two.constrain(scale)
+        else:
+            scale = power_of_two.search(groups, scale, format, second_moment, name)
     if spec.rounding == "nearest":
-        return FittedWeight(round_to_nearest(groups, scale, format, table).view(rows, columns), scale, format)
+        codes = round_to_nearest(groups, scale, format, table).view(rows, columns)
+        return FittedWeight(codes, scale, format, table=table)
     if second_moment is None:
         raise InputError(
             f"{name}: rounding: gptq needs the second moment of its inputs; calibrate, or use nearest"

@@ -1,26 +1,26 @@
-"""The stage ``quantize``: linears become low-bit linears, by round to nearest."""
+"""The stage ``quantize``: linears become low-bit linears."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, StrictBool
 from torch import Tensor, nn
 
-from ditpress.compress.quantize.grid import check_format
-from ditpress.compress.quantize.rtn import round_to_nearest, search_scale, split_groups
-from ditpress.compress.quantize.spec import WeightSpec
+from ditpress.calibrate.calls import Call
+from ditpress.compress.quantize.gelu import follows_gelu
+from ditpress.compress.quantize.layer import LayerPlan, empty_layer, quantize_linear
+from ditpress.compress.quantize.spec import LowRankSpec, WeightSpec
+from ditpress.compress.quantize.walk import walk
 from ditpress.compress.stage import Stage, register_stage
-from ditpress.errors import InputError
+from ditpress.errors import InputError, StageError
 from ditpress.kernels.formats import get_format
-from ditpress.kernels.linear import Activation, QuantizedLinear, scale_dtype
-from ditpress.kernels.packing import pack
-from ditpress.load.anatomy import Anatomy, Role, plain_name
+from ditpress.kernels.linear import Activation
+from ditpress.load.anatomy import Role, plain_name
 from ditpress.load.modules import replace_module
 from ditpress.progress import track
 
@@ -29,123 +29,150 @@ if TYPE_CHECKING:
     from ditpress.load.denoiser import Denoiser
 
 
-@dataclass(frozen=True)
-class LayerFormat:
-    """How one linear will be stored: format name, weights per scale along K, activation format, and whether
-    group scales are folded into 8-bit weights when it runs."""
-
-    format: str
-    group_size: int
-    activation: str
-    fold_scales: bool = False
-
-
 @register_stage
 class Quantize(Stage):
-    """Round every linear to a low-bit format; scales by the best clip in squared error.
+    """Round every linear to a low-bit format. A recipe puts together the format and its scales, the rounding,
+    a low-rank branch, and the format of the inputs.
 
     Modulation linears run once per sample, not per token, and their outputs multiply everything that
-    follows: they are weight-only and keep more bits. Embedders and the last layer stay high.
+    follows: they are weight-only, without a branch, and keep more bits. Embedders and the last layer stay
+    high.
     """
 
     kind: Literal["quantize"] = "quantize"
     not_after: ClassVar[frozenset[str]] = frozenset({"quantize"})
+    needs_calls: ClassVar[bool] = True
 
     weights: WeightSpec = WeightSpec(format="int4", group=64)
-    activations: Literal["int8", "none"] = Field(
-        default="int8", description="int8: per token, dynamic, symmetric; none: weight-only"
+    activations: Activation = Field(
+        default="int8",
+        description="how inputs are rounded when the model runs; none: weight-only; int8 and fp8-e4m3: per "
+        "token; int4 and fp4-e2m1: per token and group of weights",
+    )
+    unsigned_after_gelu: StrictBool = Field(
+        default=True,
+        description="with int4 activations: shift what a GELU gives to be positive and round it unsigned "
+        "(SVDQuant); it is never below -0.17",
     )
     modulation: WeightSpec = WeightSpec(format="int8", group="channel")
+    low_rank: LowRankSpec | None = Field(
+        default=None, description="a branch beside every linear of less than 8 bits"
+    )
+    layers: dict[str, WeightSpec | Literal["keep"]] = Field(
+        default={},
+        description='weights of single layers, by name pattern (* and ?), or "keep"; the last that '
+        "fits counts",
+    )
     keep: tuple[Role, ...] = Field(
         default=(Role.EMBEDDER, Role.FINAL, Role.OTHER), description="roles that stay as they are"
     )
     skip: tuple[str, ...] = Field(
         default=(), description="layers that stay as they are, by name pattern (* and ?)"
     )
+    sequential: StrictBool = Field(
+        default=True,
+        description="fit a block to what the quantized blocks before it give, as GPTQ does",
+    )
 
-    def formats(self, anatomy: Anatomy, transformer: nn.Module) -> dict[str, LayerFormat]:
-        """Format of every linear that this stage will replace, by full name, in the order of the model.
+    def plans(self, denoiser: Denoiser, transformer: nn.Module) -> dict[str, LayerPlan]:
+        """What every linear becomes that this stage replaces, by full name, in model order.
+
+        Args:
+            denoiser: whose anatomy counts.
+            transformer: its own, or a skeleton of it: only shapes are read.
 
         Raises:
-            InputError: a ``skip`` pattern that matches no layer, a group that does not divide K, a format
-            that round to nearest cannot take, or no layer left.
+            InputError: a pattern that matches no layer, a format, group or rank that the shape of a layer
+                does not allow, or no layer left.
         """
-        roles = anatomy.linears(transformer)
-        plain = [plain_name(name) for name in roles]
-        for pattern in self.skip:
-            if not any(fnmatchcase(name, pattern) for name in plain):
-                raise InputError(f'quantize.skip: "{pattern}" matches no layer; {_closest(pattern, plain)}')
-        formats: dict[str, LayerFormat] = {}
+        roles = denoiser.anatomy.linears(transformer)
+        for setting, patterns in (("skip", self.skip), ("layers", tuple(self.layers))):
+            for pattern in patterns:
+                if not any(_matches(name, pattern) for name in roles):
+                    raise InputError(
+                        f'quantize.{setting}: "{pattern}" matches no layer; {_closest(pattern, roles)}'
+                    )
+        plans: dict[str, LayerPlan] = {}
         for name, role in roles.items():
             module = transformer.get_submodule(name)
-            skipped = role in self.keep or any(fnmatchcase(plain_name(name), p) for p in self.skip)
-            if skipped or not isinstance(module, nn.Linear):
+            weights = self._weights_of(name, role)
+            if weights is None or not isinstance(module, nn.Linear):
                 continue
-            modulation = role is Role.MODULATION
-            spec = self.modulation if modulation else self.weights
-            group = spec.group_size(module.in_features)
-            if module.in_features % group:
-                split_groups(module.weight, group, name)  # raises, with the groups that would fit
-            activation = "none" if modulation else self.activations
-            fold = spec.fold_scales and activation == "int8" and group < module.in_features
-            check_format(get_format(spec.format))
-            formats[name] = LayerFormat(spec.format, group, activation, fold)
-        if not formats:
+            plan = LayerPlan(weights, "none")
+            if role is not Role.MODULATION:
+                unsigned = self.activations == "int4" and self.unsigned_after_gelu
+                shift = unsigned and role is Role.MLP_OUT and follows_gelu(transformer, name)
+                branch = self.low_rank if get_format(weights.format).bits < 8 else None
+                plan = LayerPlan(weights, "uint4" if shift else self.activations, branch, shift)
+            plan.check(module, name)
+            plans[name] = plan
+        if not plans:
             raise InputError(
                 "quantize: every layer is kept or skipped; shorten quantize.keep or quantize.skip"
             )
-        return formats
+        return plans
+
+    def _weights_of(self, name: str, role: Role) -> WeightSpec | None:
+        """How the weight of a layer is stored; None: it stays as it is."""
+        if any(_matches(name, pattern) for pattern in self.skip):
+            return None
+        for pattern, own in reversed(self.layers.items()):
+            if _matches(name, pattern):
+                return own if isinstance(own, WeightSpec) else None
+        if role in self.keep:
+            return None
+        return self.modulation if role is Role.MODULATION else self.weights
 
     def plan(self, denoiser: Denoiser, skeleton: nn.Module) -> None:
-        for name, layer in self.formats(denoiser.anatomy, skeleton).items():
+        for name, plan in self.plans(denoiser, skeleton).items():
             linear = cast(nn.Linear, skeleton.get_submodule(name))
-            empty = QuantizedLinear.empty(
-                linear.in_features,
-                linear.out_features,
-                layer.format,
-                layer.group_size,
-                cast(Activation, layer.activation),
-                bias=linear.bias is not None,
-                device="meta",
-                fold_scales=layer.fold_scales,
-            )
-            replace_module(skeleton, linear, empty)
+            replace_module(skeleton, linear, empty_layer(linear, plan))
+
+    def wants(self, denoiser: Denoiser) -> list[Want]:
+        """Nothing in advance: what it needs is collected block by block, see :meth:`apply_calls`."""
+        return []
 
     def apply(self, denoiser: Denoiser, statistics: Mapping[Want, Tensor]) -> None:
+        """Without recorded calls: what needs none.
+
+        Raises:
+            StageError: a layer needs statistics of its inputs.
+        """
+        self.apply_calls(denoiser, statistics, ())
+
+    def apply_calls(
+        self, denoiser: Denoiser, statistics: Mapping[Want, Tensor], calls: Sequence[Call]
+    ) -> None:
         transformer = denoiser.transformer
-        formats = self.formats(denoiser.anatomy, transformer)
-        for name in formats:
+        plans = self.plans(denoiser, transformer)
+        for name in plans:
             linear = cast(nn.Linear, transformer.get_submodule(name))
             if not bool(torch.isfinite(linear.weight).all()):
                 raise InputError(
                     f"{name}.weight holds NaN or infinite values; give a checkpoint with finite weights"
                 )
-        for name, layer in track(formats.items(), "quantizing", len(formats)):
-            linear = cast(nn.Linear, transformer.get_submodule(name))
-            replace_module(transformer, linear, quantize_linear(linear, layer, name))
+        wanted = {name: plan.statistics() for name, plan in plans.items()}
+        first = next((name for name, names in wanted.items() if names), None)
+        if first is not None and not calls:
+            raise StageError(
+                f"{first}: needs statistics of its inputs; give the recorded calls, or use rounding: nearest "
+                "without a branch or a shift"
+            )
+        parts: Iterator[dict[str, dict[str, Tensor]]] = iter([{name: {} for name in plans}])
+        if first is not None:
+            parts = walk(denoiser, wanted, calls, self.sequential)
+        for part in parts:
+            for name, found in track(part.items(), "quantizing", len(part)):
+                linear = cast(nn.Linear, transformer.get_submodule(name))
+                replace_module(transformer, linear, quantize_linear(linear, plans[name], name, found))
 
 
-def quantize_linear(linear: nn.Linear, layer: LayerFormat, name: str = "weight") -> QuantizedLinear:
-    """``linear`` in the storage of ``layer``, by round to nearest; ``name`` is used in errors."""
-    format = get_format(layer.format)
-    device = linear.weight.device
-    weight = split_groups(linear.weight.cpu(), layer.group_size, name)
-    scale = search_scale(weight, format, scale_dtype(layer.group_size, linear.in_features), name)
-    codes = round_to_nearest(weight, scale, format).reshape(linear.out_features, linear.in_features)
-    bias = None if linear.bias is None else linear.bias.detach().float().clone()
-    activation = cast(Any, layer.activation)
-    packed = pack(codes, format.entries)
-    return QuantizedLinear(
-        packed.to(device),
-        scale.to(device),
-        format,
-        linear.in_features,
-        bias,
-        activation,
-        fold_scales=layer.fold_scales,
-    )
+def _matches(name: str, pattern: str) -> bool:
+    """Patterns are those of the model's own names, whatever is wrapped around a linear."""
+    return fnmatchcase(plain_name(name), pattern)
 
 
-def _closest(pattern: str, names: Sequence[str]) -> str:
+def _closest(pattern: str, roles: Mapping[str, Role]) -> str:
     """The names most like a pattern that matched nothing: there may be hundreds of layers."""
+    names = [plain_name(name) for name in roles]
     return f"closest: {', '.join(difflib.get_close_matches(pattern, names, n=3, cutoff=0.0))}"
