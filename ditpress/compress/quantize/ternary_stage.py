@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from ditpress.calibrate.calls import Call, record_calls
 from ditpress.compress.distill.trainer import Training, distill
-from ditpress.compress.quantize.spec import WeightSpec
-from ditpress.compress.quantize.stage import LayerFormat, Quantize
+from ditpress.compress.quantize.layer import LayerPlan, empty_layer
+from ditpress.compress.quantize.spec import LowRankSpec, WeightSpec
+from ditpress.compress.quantize.stage import Quantize
 from ditpress.compress.quantize.student import (
+    EPS,
     Rates,
-    empty_layer,
     fake_layers,
     harden,
     parameter_groups,
@@ -29,7 +30,9 @@ from ditpress.compress.quantize.student import (
     start_norms,
 )
 from ditpress.compress.stage import Stage, register_stage
-from ditpress.load.anatomy import Anatomy, Role
+from ditpress.errors import InputError
+from ditpress.kernels.wrap import NormedLinear
+from ditpress.load.anatomy import Role
 from ditpress.load.modules import replace_module
 
 if TYPE_CHECKING:
@@ -81,7 +84,9 @@ class Ternary(Stage):
         "every step",
     )
     low_rank: int | None = Field(
-        default=None, ge=1, description="rank of an int8 branch beside every ternary linear; null: none"
+        default=None,
+        ge=1,
+        description="rank of an int8 branch beside every ternary linear but modulation; null: none",
     )
     samples: int = Field(default=64, ge=1, description="images drawn from noise to train on")
     sampling_steps: int | None = Field(
@@ -91,29 +96,39 @@ class Ternary(Stage):
     guidance: float | None = Field(default=None, description="guidance scale; null: the model's own")
     training: TernaryTraining = TernaryTraining()
 
-    def formats(self, anatomy: Anatomy, transformer: nn.Module) -> dict[str, LayerFormat]:
-        """Format of every linear that becomes ternary; raises InputError as the stage ``quantize``."""
+    def plans(self, denoiser: Denoiser, transformer: nn.Module) -> dict[str, LayerPlan]:
+        """What every linear becomes that is trained; see the stage ``quantize``, also for errors."""
+        for setting, spec in (("weights", self.weights), ("modulation", self.modulation)):
+            if spec.rounding != "nearest" or spec.scale_ratios != "free":
+                raise InputError(
+                    f"ternary.{setting}: training rounds to nearest, with scales that move freely; leave "
+                    "rounding and scale_ratios out"
+                )
+        branch = None if self.low_rank is None else LowRankSpec(rank=self.low_rank, share=1.0, whiten=False)
         rounding = Quantize(
             weights=self.weights,
             activations=self.activations,
             modulation=self.modulation,
+            low_rank=branch,
             keep=self.keep,
             skip=self.skip,
         )
-        return rounding.formats(anatomy, transformer)
+        return rounding.plans(denoiser, transformer)
 
     def plan(self, denoiser: Denoiser, skeleton: nn.Module) -> None:
         roles = denoiser.anatomy.linears(skeleton)
-        for name, layer in self.formats(denoiser.anatomy, skeleton).items():
+        for name, plan in self.plans(denoiser, skeleton).items():
             linear = cast(nn.Linear, skeleton.get_submodule(name))
-            norm = self.norm and roles[name] is Role.MODULATION
-            replace_module(skeleton, linear, empty_layer(linear, layer, self.low_rank, norm))
+            made = empty_layer(linear, plan)
+            if self.norm and roles[name] is Role.MODULATION:
+                made = NormedLinear.empty(made, "meta", eps=EPS)
+            replace_module(skeleton, linear, made)
 
     def apply(self, denoiser: Denoiser, statistics: Mapping[Want, Tensor]) -> None:
         teacher = denoiser.transformer
-        formats = self.formats(denoiser.anatomy, teacher)
+        plans = self.plans(denoiser, teacher)
         student = copy.deepcopy(teacher).requires_grad_(False)
-        layers = fake_layers(student, formats, self.low_rank)
+        layers = fake_layers(student, plans)
         calls = self._trajectories(denoiser)
         if self.norm:
             roles = denoiser.anatomy.linears(teacher)
