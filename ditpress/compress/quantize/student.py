@@ -175,7 +175,7 @@ def fake_linear(
 
 
 def _fake(linear: nn.Linear, plan: LayerPlan, name: str) -> nn.Module:
-    """What is trained in the place of ``linear``; starts from round to nearest, a branch from the best turn."""
+    """What is trained in the place of ``linear``: round to nearest, or the best turn with a branch."""
     spec, fold = plan.weights, plan.fold_scales(linear.in_features)
     if plan.low_rank is None:
         return fake_linear(linear.weight, linear.bias, spec, plan.activation, fold, name)

@@ -124,6 +124,12 @@ class Ternary(Stage):
                 made = NormedLinear.empty(made, "meta", eps=EPS)
             replace_module(skeleton, linear, made)
 
+    def passes(self, denoiser: Denoiser) -> float:
+        training = self.training
+        recorded = self.samples * (self.sampling_steps or denoiser.default_steps)
+        each = 3 + (training.features > 0)  # forward, backward twice as much, the teacher's blocks
+        return 2 * recorded + each * training.steps * training.calls * min(self.batch, self.samples)
+
     def apply(self, denoiser: Denoiser, statistics: Mapping[Want, Tensor]) -> None:
         teacher = denoiser.transformer
         plans = self.plans(denoiser, teacher)
