@@ -42,6 +42,13 @@ class Stage(Settings, ABC):
         """Statistics of the recorded calls this stage needs; the engine collects all of them in one pass."""
         return []
 
+    def passes(self, denoiser: Denoiser) -> float:
+        """What the stage costs beyond its statistics, in forward passes of one image; for estimates.
+
+        With guidance, both halves of the doubled batch are one image. A training step counts three.
+        """
+        return 0.0
+
     @abstractmethod
     def apply(self, denoiser: Denoiser, statistics: Mapping[Want, Tensor]) -> None:
         """Change ``denoiser.transformer`` in place.

@@ -127,8 +127,9 @@ def _seconds(denoiser: Denoiser, recipe: Recipe, after: nn.Module) -> float:
     )  # record, outputs, error of the outputs
     sampling = 2 * recipe.validation.samples * (recipe.validation.steps or denoiser.default_steps)
     exports = EXPORT_CALLS * (2 if recipe.validation.speed else 1)
+    trained = sum(stage.passes(denoiser) for stage in recipe.stages)
     weights = _low_bit_weights(after) - _low_bit_weights(denoiser.transformer)
-    return per_image * (passes * calibration + sampling + exports) + SECONDS_PER_WEIGHT * weights
+    return per_image * (passes * calibration + sampling + exports + trained) + SECONDS_PER_WEIGHT * weights
 
 
 def _low_bit_weights(transformer: nn.Module) -> int:

@@ -159,6 +159,8 @@ def test_refusals() -> None:
         parse_stage({"ternary": {"training": {"epochs": 3}}})
     with pytest.raises(InputError, match="holds vectors of 4 weights"):
         stage(weights={"format": "vq-256x4", "group": 16}).apply(denoiser(), {})
+    with pytest.raises(InputError, match=r"ternary\.modulation: training rounds to nearest"):
+        stage(modulation={"format": "ternary", "group": "channel", "rounding": "gptq"}).apply(denoiser(), {})
     broken = denoiser()
     with torch.no_grad():
         broken.transformer.transformer_blocks[1].attn1.to_k.weight[0, 0] = float("nan")

@@ -15,17 +15,18 @@ from torch import Tensor, nn
 from ditpress.calibrate.calls import Call
 from ditpress.compress.distill.trainer import moved
 from ditpress.compress.quantize.fake import FakeQuantizedLinear
-from ditpress.compress.quantize.fit import FittedWeight, fit_weight
+from ditpress.compress.quantize.fit import fit_weight
+from ditpress.compress.quantize.layer import LayerPlan, branch_activation
 from ditpress.compress.quantize.low_rank import fit_low_rank
 from ditpress.compress.quantize.spec import WeightSpec
 from ditpress.kernels.activations import Activation
 from ditpress.kernels.linear import QuantizedLinear
 from ditpress.kernels.wrap import LowRankLinear, NormedLinear
 from ditpress.load.modules import replace_module
+from ditpress.progress import track
 
 EPS = 1e-6  # of the norm, as in TerDiT
 NORM_CALLS = 64  # calls that the start of the gains is fitted on, evenly over the trajectories
-BRANCH = "int8"  # how a low-rank branch is stored and computed, one scale a channel
 
 
 @dataclass(frozen=True)
@@ -80,26 +81,17 @@ def normed(y: Tensor) -> Tensor:
     return y * torch.rsqrt(y.square().mean(dim=-1, keepdim=True) + EPS)
 
 
-def fake_layers(
-    student: nn.Module, formats: Mapping[str, LayerFormat], rank: int | None = None
-) -> dict[str, nn.Module]:
-    """Put a fake-quantized layer in the place of every linear in ``formats``; what stands there, by name.
-
-    With ``rank`` a low-rank branch stands beside each, and takes the largest part of what rounding loses, by
-    turns (:mod:`ditpress.compress.quantize.low_rank`).
+def fake_layers(student: nn.Module, plans: Mapping[str, LayerPlan]) -> dict[str, nn.Module]:
+    """Put a fake-quantized layer in the place of every linear in ``plans``; what stands there, by name.
 
     Raises:
         InputError: a group that does not divide K, or a weight that is not finite; names the layer.
     """
     layers: dict[str, nn.Module] = {}
-    for name, layer in formats.items():
+    for name, plan in track(plans.items(), "rounding", len(plans)):
         linear = cast(nn.Linear, student.get_submodule(name))
-        made: nn.Module
-        if rank is None:
-            made = fake_linear(linear.weight, linear.bias, layer, name)
-        else:
-            made = _with_branch(linear, layer, rank, name)
-        replace_module(student, linear, made.requires_grad_(False))
+        made = _fake(linear, plan, name).requires_grad_(False)
+        replace_module(student, linear, made)
         layers[name] = made
     return layers
 
@@ -186,62 +178,30 @@ def harden(layer: nn.Module) -> nn.Module:
     return NormedLinear(harden(layer.linear), layer.gain.detach().clone(), EPS)
 
 
-def empty_layer(
-    linear: nn.Linear, layer: LayerFormat, rank: int | None = None, norm: bool = False
-) -> nn.Module:
-    """The stored layer that takes the place of ``linear``, on the meta device, without its numbers."""
-
-    def empty(inputs: int, outputs: int, how: LayerFormat, bias: bool) -> QuantizedLinear:
-        return QuantizedLinear.empty(
-            inputs,
-            outputs,
-            how.format,
-            how.group_size,
-            cast(Activation, how.activation),
-            bias=bias,
-            device="meta",
-            fold_scales=how.fold_scales,
-        )
-
-    inputs, outputs = linear.in_features, linear.out_features
-    made: nn.Module = empty(inputs, outputs, layer, linear.bias is not None)
-    if rank is not None:
-        rank = min(rank, inputs, outputs)
-        down = empty(inputs, rank, _branch_format(inputs, layer), bias=False)
-        up = empty(rank, outputs, _branch_format(rank, layer), bias=False)
-        made = LowRankLinear(made, down, up)
-    return NormedLinear.empty(made, "meta", eps=EPS) if norm else made
-
-
-def fake_linear(weight: Tensor, bias: Tensor | None, layer: LayerFormat, name: str) -> FakeQuantizedLinear:
+def fake_linear(
+    weight: Tensor, bias: Tensor | None, spec: WeightSpec, activation: Activation, fold: bool, name: str
+) -> FakeQuantizedLinear:
     """A fake-quantized linear that starts from round to nearest; ``name`` is used in errors."""
-    fitted = _fitted(weight, layer, name)
-    activation = cast(Activation, layer.activation)
-    return FakeQuantizedLinear(weight, bias, fitted, activation, fold_scales=layer.fold_scales)
+    fitted = fit_weight(weight.detach().float().cpu(), spec, name)
+    return FakeQuantizedLinear(weight, bias, fitted, activation, fold)
 
 
-def _fitted(weight: Tensor, layer: LayerFormat, name: str) -> FittedWeight:
-    spec = WeightSpec(format=layer.format, group=layer.group_size)
-    return fit_weight(weight.detach().cpu(), spec, name)
-
-
-def _with_branch(linear: nn.Linear, layer: LayerFormat, rank: int, name: str) -> FakeLowRank:
-    """A fake-quantized linear and its branch, from the best of the turns."""
-    weight = linear.weight.detach()
+def _fake(linear: nn.Linear, plan: LayerPlan, name: str) -> nn.Module:
+    """What is trained in the place of ``linear``: round to nearest, or the best turn with a branch."""
+    spec, fold = plan.weights, plan.fold_scales(linear.in_features)
+    if plan.low_rank is None:
+        return fake_linear(linear.weight, linear.bias, spec, plan.activation, fold, name)
+    weight, branch = linear.weight.detach(), plan.low_rank.weights
     found = fit_low_rank(
         weight.cpu(),
-        min(rank, *weight.shape),
-        lambda target: _fitted(target, layer, name),
-        lambda part: _fitted(part, _branch_format(part.shape[1], layer), name),
+        plan.low_rank.rank_of(*weight.shape),
+        lambda target: fit_weight(target, spec, name),
+        lambda part: fit_weight(part, branch, f"branch of {name}"),
+        iterations=plan.low_rank.iterations,
     )
-    up, down = found.up.dequantize().to(weight.device), found.down.dequantize().to(weight.device)
-    main = fake_linear(weight.float() - up @ down, linear.bias, layer, name)
-    return FakeLowRank(main, _branch(down, layer, name), _branch(up, layer, name))
-
-
-def _branch(part: Tensor, layer: LayerFormat, name: str) -> FakeQuantizedLinear:
-    return fake_linear(part, None, _branch_format(part.shape[1], layer), name)
-
-
-def _branch_format(in_features: int, layer: LayerFormat) -> LayerFormat:
-    return LayerFormat(BRANCH, in_features, layer.activation)
+    down, up = (
+        fake_linear(part.dequantize().to(weight.device), None, branch, branch_activation(plan), False, name)
+        for part in (found.down, found.up)
+    )
+    rest = weight.float() - found.branch().to(weight.device)
+    return FakeLowRank(fake_linear(rest, linear.bias, spec, plan.activation, fold, name), down, up)

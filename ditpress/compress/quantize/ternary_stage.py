@@ -22,7 +22,6 @@ from ditpress.compress.quantize.stage import Quantize
 from ditpress.compress.quantize.student import (
     LayerFormat,
     Rates,
-    empty_layer,
     fake_layers,
     harden,
     parameter_groups,
@@ -82,7 +81,9 @@ class Ternary(Stage):
         "every step",
     )
     low_rank: int | None = Field(
-        default=None, ge=1, description="rank of an int8 branch beside every ternary linear; null: none"
+        default=None,
+        ge=1,
+        description="rank of an int8 branch beside every ternary linear but modulation; null: none",
     )
     samples: int = Field(default=64, ge=1, description="images drawn from noise to train on")
     sampling_steps: int | None = Field(
@@ -98,6 +99,7 @@ class Ternary(Stage):
             weights=self.weights,
             activations=self.activations,
             modulation=self.modulation,
+            low_rank=branch,
             keep=self.keep,
             skip=self.skip,
         )
@@ -112,14 +114,22 @@ class Ternary(Stage):
         roles = denoiser.anatomy.linears(skeleton)
         for name, layer in self.formats(denoiser, skeleton).items():
             linear = cast(nn.Linear, skeleton.get_submodule(name))
-            norm = self.norm and roles[name] is Role.MODULATION
-            replace_module(skeleton, linear, empty_layer(linear, layer, self.low_rank, norm))
+            made = empty_layer(linear, plan)
+            if self.norm and roles[name] is Role.MODULATION:
+                made = NormedLinear.empty(made, "meta", eps=EPS)
+            replace_module(skeleton, linear, made)
+
+    def passes(self, denoiser: Denoiser) -> float:
+        training = self.training
+        recorded = self.samples * (self.sampling_steps or denoiser.default_steps)
+        each = 3 + (training.features > 0)  # forward, backward twice as much, the teacher's blocks
+        return 2 * recorded + each * training.steps * training.calls * min(self.batch, self.samples)
 
     def apply(self, denoiser: Denoiser, statistics: Mapping[Want, Tensor]) -> None:
         teacher = denoiser.transformer
         formats = self.formats(denoiser, teacher)
         student = copy.deepcopy(teacher).requires_grad_(False)
-        layers = fake_layers(student, formats, self.low_rank)
+        layers = fake_layers(student, plans)
         calls = self._trajectories(denoiser)
         if self.norm:
             roles = denoiser.anatomy.linears(teacher)
