@@ -78,7 +78,7 @@ def test_gradients_reach_codebook_scale_and_logits() -> None:
         values = []
         for sign in (1, -1):
             flat[index] += sign * step
-            values.append(float(layer(x).square().sum()))
+            values.append(float(layer(x).square().sum().detach()))
             flat[index] -= sign * step
         difference = (values[0] - values[1]) / (2 * step)
         assert float(parameter.grad.view(-1)[index]) == pytest.approx(difference, rel=1e-4)

@@ -11,6 +11,7 @@ from tiny_dit import tiny_pipeline
 
 from ditpress.calibrate.calls import Call, record_calls
 from ditpress.compress import parse_stage
+from ditpress.compress.quantize import vector_run
 from ditpress.compress.quantize.vq_stage import VectorQuantize
 from ditpress.errors import InputError
 from ditpress.kernels.linear import QuantizedLinear
@@ -104,6 +105,27 @@ def test_equal_runs_give_equal_bits(calls: list[Call]) -> None:
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
     other = applied(calls, **short | {"seed": 1}).transformer.state_dict()
     assert any(not torch.equal(tensor, other[name]) for name, tensor in first.items())
+
+
+def test_running_blocks_again_in_the_backward_pass_changes_no_bit(
+    calls: list[Call], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = FULL | {"blocks": None, "finetune": {"steps": 4}}
+    kept = applied(calls, **short).transformer.state_dict()
+    monkeypatch.setattr(vector_run, "RECOMPUTE_FROM", 0)
+    denoiser = model()
+    used = []
+    switch = type(denoiser.transformer).enable_gradient_checkpointing
+    monkeypatch.setattr(
+        type(denoiser.transformer),
+        "enable_gradient_checkpointing",
+        lambda transformer: (used.append(True), switch(transformer))[1],
+    )
+    stage(**short).apply_calls(denoiser, {}, calls)
+    assert used
+    assert not denoiser.transformer.is_gradient_checkpointing
+    again = denoiser.transformer.state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in kept.items())
 
 
 def test_nothing_of_the_training_stays(calls: list[Call]) -> None:

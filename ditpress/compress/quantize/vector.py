@@ -21,7 +21,7 @@ from ditpress.kernels.formats import Format
 POINTS_PER_CODEWORD = 256
 ITERATIONS = 100  # of Lloyd at most; VQ4DiT's released code
 REFITS = 20  # rounds of scales and assignments under the rounded codebook at most
-STABLE = 1e-3  # part of the codes that may still change when these rounds end
+STABLE = 5e-3  # part of the codes that may still change when these rounds end
 DAMPING = 0.01  # of the mean second moment, as GPTQ's percdamp: silent channels still count a little
 LARGEST = 127  # -128 has no counterpart: kernels negate entries
 
