@@ -58,7 +58,7 @@ def test_version_and_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--version") == 0
     assert capsys.readouterr().out.startswith("ditpress ")
     assert run("recipes", "--json") == 0
-    assert set(json.loads(capsys.readouterr().out)) >= {"mixed", "w4a8", "w8a8"}
+    assert set(json.loads(capsys.readouterr().out)) >= {"svdquant", "w4a8", "w8a8"}
 
 
 @pytest.mark.parametrize(
@@ -215,4 +215,4 @@ def test_optimum_cli_forwards_to_us() -> None:
     command = [sys.executable, "-P", "-c", code, "ditpress", "recipes", "--json"]
     shown = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
-    assert set(json.loads(shown.stdout)) >= {"mixed", "w4a8", "w8a8"}
+    assert set(json.loads(shown.stdout)) >= {"svdquant", "w4a8", "w8a8"}

@@ -43,8 +43,9 @@ def test_what_it_stands_for_is_what_the_layer_multiplies_by(
     values = codebook[fitted.format.entries * table[:, None] + fitted.codes.numpy()]
     scales = np.repeat(fitted.scale.double().numpy(), 48 // fitted.scale.shape[1], axis=1)
     assert np.allclose(fitted.dequantize().double().numpy(), values * scales, rtol=1e-6)
-    error = float((fitted.dequantize() - weight).norm() / weight.norm())
-    assert error < {"int8": 0.02, "ternary": 0.65, "ternary-2bit": 0.65}.get(name, 0.3)
+    if rounding == "nearest":  # GPTQ leaves more of the weight and less of the output
+        error = float((fitted.dequantize() - weight).norm() / weight.norm())
+        assert error < {"int8": 0.02, "ternary": 0.65, "ternary-2bit": 0.65}.get(name, 0.3)
 
 
 @pytest.mark.parametrize("name", ["int4", "fp4", "ternary"])

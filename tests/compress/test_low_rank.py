@@ -71,7 +71,7 @@ def test_the_branch_lowers_the_output_error_more_with_rank(method: str, whiten: 
         assert found.up.codes.shape == (48, rank)
         assert found.down.codes.shape == (rank, 64)
         stored = found.weight.dequantize() + found.up.dequantize() @ found.down.dequantize()
-        assert found.error == pytest.approx(error_of(weight, stored, moment), rel=1e-5)
+        assert found.error == pytest.approx(error_of(weight, stored, moment), rel=1e-4)
         errors.append(found.error)
     assert errors[2] < errors[1] < errors[0] < plain
 
@@ -113,7 +113,7 @@ def test_svdquant_stops_at_the_first_turn_that_does_not_help() -> None:
         whiten=False,
     )
     assert len(calls) == stop + 1
-    assert found.error == pytest.approx(turns[stop - 1], rel=1e-6)
+    assert found.error == pytest.approx(turns[stop - 1], rel=1e-4)
 
 
 def test_turns_without_inputs_lower_the_error_of_the_weight() -> None:

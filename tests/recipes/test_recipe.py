@@ -13,7 +13,7 @@ from ditpress.recipes.builtin import builtin_descriptions, builtin_names
 from ditpress.recipes.recipe import Recipe, load_recipe
 
 
-@pytest.mark.parametrize("name", ["w4a8", "w8a8"])
+@pytest.mark.parametrize("name", builtin_names())
 def test_builtin_recipes_survive_a_full_dump(name: str, tmp_path: Path) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name
@@ -24,7 +24,7 @@ def test_builtin_recipes_survive_a_full_dump(name: str, tmp_path: Path) -> None:
     written = yaml.safe_load(path.read_text())
     assert written["seed"] == 0
     assert written["validation"]["guidance"] is None
-    assert written["stages"][0] == {"smooth": {"alpha": 0.5}}
+    assert all(isinstance(next(iter(stage.values())), dict) for stage in written["stages"])
 
 
 def test_stages_are_typed_however_they_are_written() -> None:
@@ -75,7 +75,7 @@ def test_unknown_recipe_and_missing_file() -> None:
         load_recipe("w4a9")
     with pytest.raises(InputError, match="no such file"):
         load_recipe("nowhere.yaml")
-    assert set(builtin_names()) >= {"mixed", "w4a8", "w8a8"}
+    assert {"svdquant", "w4a8", "w8a8"} <= set(builtin_names())
 
 
 def test_overrides_reach_sections_and_stages() -> None:

@@ -131,7 +131,8 @@ def output_error(error: Tensor, second_moment: Tensor) -> float:
         error: float [N, K], the weight's.
         second_moment: [K, K].
     """
-    return float(((error.double() @ second_moment.double()) * error.double()).sum())
+    error = error.float()
+    return float(((error @ second_moment.float()).double() * error).sum())
 
 
 def check_second_moment(second_moment: Tensor, columns: int, name: str) -> None:
@@ -147,6 +148,4 @@ def check_second_moment(second_moment: Tensor, columns: int, name: str) -> None:
             f"{name}: its inputs are NaN or infinite in calibration; check the checkpoint, or skip it"
         )
     if not bool((diagonal > 0).any()):
-        raise InputError(
-            f"{name}: its inputs are all zero during calibration; use rounding: nearest, or skip it"
-        )
+        raise InputError(f"{name}: its inputs are all zero in calibration; use rounding: nearest, or skip it")

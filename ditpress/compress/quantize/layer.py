@@ -22,7 +22,7 @@ from ditpress.kernels.wrap import LowRankLinear, TransformedLinear, input_weight
 
 SECOND_MOMENT, MINIMUM = "input_second_moment", "input_min"
 
-_CONSTANT = 1.0 - 1e-9  # |H|² / tr(H)² of inputs that are all multiples of one row is 1
+_CONSTANT = 1.0 - 1e-6  # |H|² / tr(H)² of inputs that are all multiples of one row is 1, but for rounding
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,9 @@ class LayerPlan:
 
     def statistics(self) -> tuple[str, ...]:
         """Names of the statistics of its input that the layer needs."""
-        branch = self.low_rank is not None and (self.low_rank.whiten or self.low_rank.method == "svdquant")
-        needed = [SECOND_MOMENT] if branch or self.weights.rounding == "gptq" else []
+        spec, rounding = self.low_rank, self.weights.rounding
+        branch = spec is not None and (spec.whitens(rounding) or spec.method == "svdquant")
+        needed = [SECOND_MOMENT] if branch or rounding == "gptq" else []
         return (*needed, MINIMUM) if self.shift else tuple(needed)
 
     def check(self, linear: nn.Linear, name: str) -> None:
@@ -187,7 +188,7 @@ def _with_branch(
         method=spec.method,
         iterations=spec.iterations,
         second_moment=moment,
-        whiten=spec.whiten,
+        whiten=spec.whitens(plan.weights.rounding),
     )
     fitted = found.weight
     if plan.weights.rounding != "nearest":

@@ -86,10 +86,21 @@ class LowRankSpec(Settings):
     iterations: int = Field(
         default=10, ge=1, description="turns, the best of which is kept: 10 in DiTAS, at most 100 in SVDQuant"
     )
-    whiten: StrictBool = Field(
-        default=True, description="least error of the output on recorded inputs, not of the weight"
+    whiten: StrictBool | None = Field(
+        default=None,
+        description="least error of the output on recorded inputs, not of the weight; null: only "
+        "beside weights rounded to nearest",
     )
     weights: WeightSpec = WeightSpec(format="int8", group="channel")
+
+    def whitens(self, rounding: str) -> bool:
+        """Whether the branch is fitted to the inputs, beside a weight with this ``rounding``.
+
+        Round to nearest leaves the error of large inputs to the branch. GPTQ makes up for it by itself and is
+        helped more by a smaller range of the weights: on zoo:mnist-dit with rank 16 whitening gives 34.5 dB
+        instead of 32.1 with nearest, and 39.9 instead of 40.6 with GPTQ.
+        """
+        return rounding == "nearest" if self.whiten is None else self.whiten
 
     def rank_of(self, rows: int, columns: int) -> int:
         """The rank of the branch beside a layer of ``rows`` x ``columns`` weights: 1 or more."""
