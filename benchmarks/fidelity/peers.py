@@ -70,7 +70,8 @@ def onnxruntime_nbits(
         if algorithm == "hqq"
         else DefaultWeightOnlyQuantConfig(block_size=block, bits=4)
     )
-    quantizer = MatMulNBitsQuantizer(model.model, nodes_to_include=list(nodes), algo_config=config)
+    others = [node.name for node in model.nodes() if node.op_type == "MatMul" and node.name not in nodes]
+    quantizer = MatMulNBitsQuantizer(model.model, nodes_to_exclude=others, algo_config=config)
     quantizer.process()
     folder.mkdir(parents=True, exist_ok=True)
     quantizer.model.save_model_to_file(str(folder / "model.onnx"))
@@ -82,8 +83,9 @@ def onnxruntime_nbits(
         made_of = next((name for name in nodes if node.name.startswith(f"{name}_Q")), None)
         if node.op_type == "MatMulNBits" and made_of is not None:
             bits[nodes[made_of]] = 8 * sum(sizes[name] for name in node.input[1:] if name in sizes)
-    if missed := set(nodes.values()) - set(bits):
-        raise RuntimeError(f"{min(missed)} was not quantized by ONNX Runtime")
+    made = sum(node.op_type == "MatMulNBits" for node in graph.node)
+    if set(bits) != set(nodes.values()) or made != len(bits):
+        raise RuntimeError(f"ONNX Runtime quantized {made} products, expected those of {len(nodes)} layers")
     return bits
 
 

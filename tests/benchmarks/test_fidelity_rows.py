@@ -86,9 +86,12 @@ def test_onnxruntime_quantizes_the_layers_of_the_recipes(algorithm, conditions, 
     assert set(bits) == set(layers)
     assert not any("proj_out" in name or "embed" in name for name in bits)
     for name, linear in layers.items():
-        weights = linear.weight.numel()
-        scales, zeros = 32 * weights // 64, (4 if algorithm == "rtn" else 32) * weights // 64
-        assert bits[name] == 4 * weights + scales + zeros
+        rows, columns = linear.weight.shape
+        blocks = columns // 64
+        zeros = (
+            8 * -(-blocks // 2) if algorithm == "rtn" else 32 * blocks
+        )  # of 4 bits each, a row in whole bytes
+        assert bits[name] == rows * (4 * columns + 32 * blocks + zeros)
     graph = onnx.load(tmp_path / "model.onnx").graph
     assert sum(node.op_type == "MatMulNBits" for node in graph.node) == len(layers)
     entry = worker.run(row(f"ort-{algorithm}-64"), conditions, tmp_path / "row", original, None)
@@ -105,9 +108,10 @@ def test_tools_without_onnx(tool, name, conditions, original, tmp_path):
     assert entry["file_bytes"] is None
     assert sqnr(entry) > (30 if "int8" in name else 10)
     denoiser = load_denoiser(conditions.model)
-    low = sum(linear.weight.numel() for linear in peers.quantized_layers(denoiser).values())
-    nominal = peers.stored_bytes(denoiser, {}) - 2 * low + low * row(name).bits / 8
-    assert nominal < entry["bytes"] < 1.25 * nominal + 200 * len(peers.quantized_layers(denoiser))
+    layers = peers.quantized_layers(denoiser)
+    codes = {layer: int(row(name).bits) * linear.weight.numel() for layer, linear in layers.items()}
+    scales = sum(4 * linear.weight.numel() // 64 for linear in layers.values())  # float32, one for 64 at most
+    assert 0 < entry["bytes"] - peers.stored_bytes(denoiser, codes) <= 1.25 * scales + 200 * len(layers)
 
 
 def test_stored_bytes_counts_only_what_changed(conditions):
