@@ -19,25 +19,13 @@ from ditpress.compress.quantize.fit import fit_weight
 from ditpress.compress.quantize.layer import LayerPlan, branch_activation
 from ditpress.compress.quantize.low_rank import fit_low_rank
 from ditpress.compress.quantize.spec import WeightSpec
-from ditpress.kernels.activations import Activation
-from ditpress.kernels.linear import QuantizedLinear
+from ditpress.kernels.linear import Activation
 from ditpress.kernels.wrap import LowRankLinear, NormedLinear
 from ditpress.load.modules import replace_module
 from ditpress.progress import track
 
 EPS = 1e-6  # of the norm, as in TerDiT
 NORM_CALLS = 64  # calls that the start of the gains is fitted on, evenly over the trajectories
-
-
-@dataclass(frozen=True)
-class LayerFormat:
-    """How a trained linear is stored and run: format name, weights per scale along K, activation format, and
-    whether group scales are folded into 8-bit weights when it runs."""
-
-    format: str
-    group_size: int
-    activation: str
-    fold_scales: bool = False
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from ditpress.calibrate.calls import Call, record_calls
 from ditpress.compress.distill.trainer import Training, distill
-from ditpress.compress.quantize.spec import WeightSpec
+from ditpress.compress.quantize.layer import LayerPlan, empty_layer
+from ditpress.compress.quantize.spec import LowRankSpec, WeightSpec
 from ditpress.compress.quantize.stage import Quantize
 from ditpress.compress.quantize.student import (
-    LayerFormat,
+    EPS,
     Rates,
     fake_layers,
     harden,
@@ -29,6 +30,8 @@ from ditpress.compress.quantize.student import (
     start_norms,
 )
 from ditpress.compress.stage import Stage, register_stage
+from ditpress.errors import InputError
+from ditpress.kernels.wrap import NormedLinear
 from ditpress.load.anatomy import Role
 from ditpress.load.modules import replace_module
 
@@ -93,8 +96,15 @@ class Ternary(Stage):
     guidance: float | None = Field(default=None, description="guidance scale; null: the model's own")
     training: TernaryTraining = TernaryTraining()
 
-    def formats(self, denoiser: Denoiser, transformer: nn.Module) -> dict[str, LayerFormat]:
-        """Format of every linear that becomes ternary; raises InputError as the stage ``quantize``."""
+    def plans(self, denoiser: Denoiser, transformer: nn.Module) -> dict[str, LayerPlan]:
+        """What every linear becomes that is trained; see the stage ``quantize``, also for errors."""
+        for setting, spec in (("weights", self.weights), ("modulation", self.modulation)):
+            if spec.rounding != "nearest" or spec.scale_ratios != "free":
+                raise InputError(
+                    f"ternary.{setting}: training rounds to nearest, with scales that move freely; leave "
+                    "rounding and scale_ratios out"
+                )
+        branch = None if self.low_rank is None else LowRankSpec(rank=self.low_rank, share=1.0, whiten=False)
         rounding = Quantize(
             weights=self.weights,
             activations=self.activations,
@@ -103,16 +113,11 @@ class Ternary(Stage):
             keep=self.keep,
             skip=self.skip,
         )
-        formats = {}
-        for name, plan in rounding.plans(denoiser, transformer).items():
-            columns = cast(nn.Linear, transformer.get_submodule(name)).in_features
-            group, fold = plan.weights.group_size(columns), plan.fold_scales(columns)
-            formats[name] = LayerFormat(plan.weights.format, group, plan.activation, fold)
-        return formats
+        return rounding.plans(denoiser, transformer)
 
     def plan(self, denoiser: Denoiser, skeleton: nn.Module) -> None:
         roles = denoiser.anatomy.linears(skeleton)
-        for name, layer in self.formats(denoiser, skeleton).items():
+        for name, plan in self.plans(denoiser, skeleton).items():
             linear = cast(nn.Linear, skeleton.get_submodule(name))
             made = empty_layer(linear, plan)
             if self.norm and roles[name] is Role.MODULATION:
@@ -127,7 +132,7 @@ class Ternary(Stage):
 
     def apply(self, denoiser: Denoiser, statistics: Mapping[Want, Tensor]) -> None:
         teacher = denoiser.transformer
-        formats = self.formats(denoiser, teacher)
+        plans = self.plans(denoiser, teacher)
         student = copy.deepcopy(teacher).requires_grad_(False)
         layers = fake_layers(student, plans)
         calls = self._trajectories(denoiser)
