@@ -29,17 +29,6 @@ if TYPE_CHECKING:
     from ditpress.load.denoiser import Denoiser
 
 
-@dataclass(frozen=True)
-class LayerFormat:
-    """How one linear will be stored: format name, weights per scale along K, activation format, and whether
-    group scales are folded into 8-bit weights when it runs."""
-
-    format: str
-    group_size: int
-    activation: str
-    fold_scales: bool = False
-
-
 @register_stage
 class Quantize(Stage):
     """Round every linear to a low-bit format. A recipe puts together the format and its scales, the rounding,
@@ -142,21 +131,6 @@ class Quantize(Stage):
     def wants(self, denoiser: Denoiser) -> list[Want]:
         """Nothing in advance: what it needs is collected block by block, see :meth:`apply_calls`."""
         return []
-
-    def plan(self, denoiser: Denoiser, skeleton: nn.Module) -> None:
-        for name, layer in self.formats(denoiser.anatomy, skeleton).items():
-            linear = cast(nn.Linear, skeleton.get_submodule(name))
-            empty = QuantizedLinear.empty(
-                linear.in_features,
-                linear.out_features,
-                layer.format,
-                layer.group_size,
-                cast(Activation, layer.activation),
-                bias=linear.bias is not None,
-                device="meta",
-                fold_scales=layer.fold_scales,
-            )
-            replace_module(skeleton, linear, empty)
 
     def apply(self, denoiser: Denoiser, statistics: Mapping[Want, Tensor]) -> None:
         """Without recorded calls: what needs none.
