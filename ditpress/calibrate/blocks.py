@@ -1,4 +1,4 @@
-"""The arguments of one block after the other, in every recorded call, with one block's in memory at a time."""
+"""The arguments of one block after the other, in every recorded call; one block's at a time in memory."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ditpress.errors import InputError, StageError
 from ditpress.progress import track
 
 HIDDEN = "hidden_states"
-# What a block of diffusers returns, in order: DiT and PixArt one tensor, the two streams of SD3 and Flux (also
-# the single blocks of Flux, which split their result again) text first.
+# What a block of diffusers returns, in order: DiT and PixArt one tensor; the two streams of SD3 and Flux
+# (also the single blocks of Flux, which split their result again) text first.
 _CARRIED = {1: (HIDDEN,), 2: ("encoder_hidden_states", HIDDEN)}
 # Arguments with which a transformer changes the hidden states between its blocks, or leaves blocks out.
 _BETWEEN = (
@@ -32,10 +32,10 @@ _BETWEEN = (
 class BlockInputs:
     """What one block of a list reads in every recorded call.
 
-    Starts at the first block of the list. ``run(block)`` runs the block in every call and puts what it returns
-    in the place of what it read: after it, the arguments are those of the next block. Arguments that are not
-    hidden states (timestep and class embeddings, masks, rotary embeddings) are the same for all blocks of a
-    list and stay as recorded.
+    Starts at the first block of the list. ``run(block)`` runs the block in every call and puts what it
+    returns in the place of what it read: after it, the arguments are those of the next block. Arguments that
+    are not hidden states (timestep and class embeddings, masks, rotary embeddings) are the same for all
+    blocks of a list and stay as recorded.
 
         inputs = BlockInputs.record(transformer, "transformer_blocks", calls)
         for block in transformer.transformer_blocks:
@@ -92,7 +92,7 @@ class BlockInputs:
         return len(self.arguments)
 
     def call(self, block: nn.Module, index: int) -> tuple[Tensor, ...]:
-        """What ``block`` returns in call ``index``: (hidden_states,) or (encoder_hidden_states, hidden_states).
+        """What ``block`` returns in call ``index``: hidden_states, or encoder_hidden_states and that.
 
         Runs with the gradient mode of the caller, on the block's device.
         """

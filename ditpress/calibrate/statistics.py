@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ class Want:
 class Statistic(Protocol):
     """One number or tensor about the inputs of one layer."""
 
-    name: ClassVar[str]
+    name: str
 
     def update(self, x: Tensor) -> None:
         """Take in one batch, ``x`` [..., K]."""
@@ -109,7 +109,7 @@ class InputMax:
 class InputSecondMoment:
     """Mean of ``xᵀ x`` over all rows (tokens, batch and timesteps): float32 [K, K], not centred.
 
-    The Hessian of a linear's squared output error, up to a factor (GPTQ: Frantar et al. 2023, ``H = 2 X Xᵀ``).
+    Up to a factor the Hessian of a linear's squared output error (GPTQ, Frantar et al. 2023: ``H = 2 X Xᵀ``).
     """
 
     name = "input_second_moment"
@@ -141,9 +141,9 @@ class InputSecondMoment:
 class InputRows:
     """A sample of the rows that the layer reads, as many from every update (timestep): float32 [R, K].
 
-    R is at most ``MOST_ROWS``. Where there are more updates than that, every second, fourth, ... of them gives
-    its rows. Within an update rows are drawn by a generator seeded with the number of the update: the same
-    calls give the same rows, and no pattern of the image's tokens meets a pattern of the sampling.
+    R is at most ``MOST_ROWS``. Where there are more updates than that, every second, fourth, ... of them
+    gives its rows. Within an update rows are drawn by a generator seeded with the number of the update: the
+    same calls give the same rows, and no pattern of the image's tokens meets a pattern of the sampling.
     """
 
     name = "input_rows"

@@ -1,131 +1,277 @@
-"""SmoothQuant: move the range of activation outliers into the weights, without changing the function.
+"""The stage ``smooth``: activation outliers move into the weights, exactly, before anything is quantized.
 
-Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models", ICML
-2023, eq. 4. In a DiT the factor is absorbed by what produces the linear's input: the adaLN modulation (shift
-and scale rows) or the V projection in front of the attention's output projection, so nothing is added to the
-graph.
+In a DiT the factor is absorbed by what produces the linear's input: the adaLN modulation (shift and scale
+rows) or the V projection in front of the attention's output projection, so nothing is added to the graph.
+Where a non-linearity stands in between (the second linear of an MLP), inputs are multiplied at run time.
+The mathematics is in :mod:`ditpress.compress.smoothing`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from ditpress.calibrate.calibration import Want
+from ditpress.compress.absorb import fold, put_online, weight_of
+from ditpress.compress.quantize.fit import FittedWeight, fit_weight
+from ditpress.compress.quantize.spec import WeightSpec
+from ditpress.compress.quantize.stage import Quantize
+from ditpress.compress.smoothing import candidates, search_smoothing, smoothing_factors, weight_absmax
 from ditpress.compress.stage import Stage, register_stage
 from ditpress.errors import InputError, StageError
+from ditpress.kernels.activations import Activation, fake_quantize
+from ditpress.kernels.arguments import folds
+from ditpress.kernels.folding import fold_scales
+from ditpress.kernels.transforms import ChannelScale
+from ditpress.kernels.wrap import TransformedLinear
+from ditpress.load.anatomy import Role
+from ditpress.load.modules import replace_module
+from ditpress.progress import track
 
 if TYPE_CHECKING:
-    from ditpress.load.anatomy import SmoothGroup
+    from ditpress.calibrate.calls import Call
+    from ditpress.load.anatomy import Anatomy, SmoothGroup
     from ditpress.load.denoiser import Denoiser
 
-STATISTIC = "input_absmax"
-SMALLEST_FACTOR = 1e-4  # a channel that is nearly silent in calibration must not blow up its producer
+log = logging.getLogger(__name__)
+
+MIN, MAX, ROWS = "input_min", "input_max", "input_rows"
+SMOOTHED = (Role.QKV, Role.ATTENTION_OUT, Role.MLP_IN, Role.MLP_OUT)
 
 
-def smoothing_factors(input_absmax: Tensor, weight_absmax: Tensor, alpha: float) -> Tensor:
-    """s_j = max|X_j|^alpha / max|W_j|^(1 - alpha) (eq. 4), float64 [K].
+@dataclass(frozen=True)
+class Target:
+    """Linears that share their factors, and the group that absorbs these; None: the run time applies them."""
 
-    Args:
-        input_absmax: largest |x| of each input channel over tokens, batch and all timesteps, [K].
-        weight_absmax: largest |w| of each input channel over the outputs of all linears that read it, [K].
-        alpha: how much of the difficulty moves to the weights, 0..1.
-
-    A channel without any signal or without any weight keeps the factor 1.
-    """
-    inputs, weights = input_absmax.double(), weight_absmax.double()
-    dead = (inputs == 0) | (weights == 0)
-    factors = inputs.pow(alpha) / weights.pow(1.0 - alpha)
-    return torch.where(dead, torch.ones_like(factors), factors.clamp(min=SMALLEST_FACTOR))
+    linears: tuple[str, ...]
+    group: SmoothGroup | None
 
 
 @register_stage
 class Smooth(Stage):
-    """Plain SmoothQuant with one alpha for all layers."""
+    """Smoothing with one exponent for all layers (SmoothQuant) or the best for each (DiTAS, SVDQuant)."""
 
     kind: Literal["smooth"] = "smooth"
     not_after: ClassVar[frozenset[str]] = frozenset({"smooth", "quantize"})  # folding needs float weights
+    needs_calls: ClassVar[bool] = True
 
-    alpha: float = Field(
-        default=0.5, ge=0.0, le=1.0, description="migration strength, eq. 4; 0.5 in the paper"
+    alpha: float | Literal["search"] = Field(
+        default=0.5,
+        description="migration strength, 0..1, SmoothQuant eq. 4; 0.5 in the paper. search: for each "
+        "layer the one of least output error on inputs of all timesteps (DiTAS)",
+    )
+    candidates: Literal["smoothquant", "svdquant"] = Field(
+        default="smoothquant",
+        description="what is searched: 21 exponents with alpha + beta = 1 (DiTAS), or those of a grid of "
+        "20 and the inputs alone too (SVDQuant); no smoothing is always one of them",
+    )
+    online: tuple[Role, ...] = Field(
+        default=(Role.MLP_OUT,),
+        description="roles whose inputs are multiplied at run time where nothing can absorb the factors; "
+        "others stay as they are",
+    )
+    weights: WeightSpec | None = Field(
+        default=None, description="for the search: storage of weights; null: that of the stage quantize"
+    )
+    activations: Activation | None = Field(
+        default=None, description="for the search: format of inputs; null: that of the stage quantize"
+    )
+    min_timesteps: int = Field(
+        default=8, ge=1, description="different timesteps that a search needs: activations drift with them"
     )
 
+    @field_validator("alpha", mode="before")
+    @classmethod
+    def _known_alpha(cls, value: object) -> object:
+        number = isinstance(value, int | float) and not isinstance(value, bool) and 0.0 <= value <= 1.0
+        if value != "search" and not number:
+            raise InputError(f'smooth.alpha: expected a number from 0 to 1, or "search", got {value!r}')
+        return value
+
+    @field_validator("online")
+    @classmethod
+    def _known_roles(cls, value: tuple[Role, ...]) -> tuple[Role, ...]:
+        for role in value:
+            if role not in SMOOTHED:
+                raise InputError(f"smooth.online: {role.value} is not smoothed; known: {', '.join(SMOOTHED)}")
+        return value
+
+    def completed(self, later: Sequence[Stage]) -> Smooth:
+        """With the formats of the stage quantize that follows, where a search needs them and has none.
+
+        Raises:
+            InputError: a search without formats, and no stage quantize after this one.
+        """
+        if self.alpha != "search" or (self.weights is not None and self.activations is not None):
+            return self
+        following = next((stage for stage in later if isinstance(stage, Quantize)), None)
+        if following is None:
+            self._formats()
+            return self
+        weights = following.weights if self.weights is None else self.weights
+        activations = following.activations if self.activations is None else self.activations
+        return self.model_copy(update={"weights": weights, "activations": activations})
+
+    def targets(self, anatomy: Anatomy, transformer: nn.Module) -> list[Target]:
+        """What is smoothed: first the groups that fold, then single linears of the roles in ``online``."""
+        groups = anatomy.smooth_groups(transformer)
+        folded = {name for group in groups for name in group.linears}
+        online = [
+            name
+            for name, role in anatomy.linears(transformer).items()
+            if role in self.online
+            and name not in folded
+            and isinstance(transformer.get_submodule(name), nn.Linear)
+        ]
+        return [Target(group.linears, group) for group in groups] + [Target((name,), None) for name in online]
+
     def wants(self, denoiser: Denoiser) -> list[Want]:
-        """Input range of one linear of every group: the others read the same input."""
-        groups = denoiser.anatomy.smooth_groups(denoiser.transformer)
-        return [Want(group.linears[0], STATISTIC) for group in groups]
+        """Input range, and rows for a search, of one linear of every group: the others read the same."""
+        statistics = (MIN, MAX, ROWS) if self.alpha == "search" else (MIN, MAX)
+        targets = self.targets(denoiser.anatomy, denoiser.transformer)
+        return [Want(target.linears[0], name) for target in targets for name in statistics]
+
+    def plan(self, denoiser: Denoiser, skeleton: nn.Module) -> None:
+        for target in self.targets(denoiser.anatomy, skeleton):
+            if target.group is None:
+                linear = cast(nn.Linear, skeleton.get_submodule(target.linears[0]))
+                empty = TransformedLinear.empty(linear, "meta", transform={"kind": ChannelScale.kind})
+                replace_module(skeleton, linear, empty)
+
+    def apply_calls(
+        self, denoiser: Denoiser, statistics: Mapping[Want, Tensor], calls: Sequence[Call]
+    ) -> None:
+        """``apply``, on statistics of these calls.
+
+        Raises:
+            InputError: a search on fewer timesteps than ``min_timesteps``.
+        """
+        steps = len({call.timestep for call in calls})
+        targets = self.targets(denoiser.anatomy, denoiser.transformer)
+        if self.alpha == "search" and targets and steps < self.min_timesteps:
+            raise InputError(
+                f"{targets[0].linears[0]}: its inputs come from {steps} different timesteps, the search of "
+                f"smooth.alpha needs {self.min_timesteps}; set calibration.steps to {self.min_timesteps} or "
+                "more, or smooth.alpha to 0.5"
+            )
+        self.apply(denoiser, statistics)
 
     def apply(self, denoiser: Denoiser, statistics: Mapping[Want, Tensor]) -> None:
         transformer = denoiser.transformer
-        groups = denoiser.anatomy.smooth_groups(transformer)
-        for group in groups:
-            _check(transformer, group, statistics[Want(group.linears[0], STATISTIC)])
+        targets = self.targets(denoiser.anatomy, transformer)
+        if self.alpha == "search":
+            self._formats()
+        _say_what_stays(denoiser.anatomy.linears(transformer), targets)
+        for target in targets:
+            _check(transformer, target, statistics)
         with torch.no_grad():
-            for group in groups:
-                linears = [transformer.get_submodule(name) for name in group.linears]
-                weight_absmax = torch.stack([_weight(linear).abs().amax(dim=0) for linear in linears]).amax(
-                    dim=0
-                )
-                absmax = statistics[Want(group.linears[0], STATISTIC)].to(weight_absmax.device)
-                fold(transformer, group, smoothing_factors(absmax, weight_absmax, self.alpha))
+            # All factors before the first change: what is refused, leaves the model as it was.
+            described = "searching" if self.alpha == "search" else "smoothing"
+            factors = [
+                self._factors(transformer, target, statistics)
+                for target in track(targets, described, len(targets))
+            ]
+            for target, found in zip(targets, factors, strict=True):
+                if target.group is None:
+                    put_online(transformer, target.linears[0], found)
+                else:
+                    fold(transformer, target.group, found)
 
+    def _factors(self, transformer: nn.Module, target: Target, statistics: Mapping[Want, Tensor]) -> Tensor:
+        """Factors of one target, float64 [K], on the device of its weights."""
+        first = target.linears[0]
+        weights = [weight_of(transformer.get_submodule(name)) for name in target.linears]
+        device = weights[0].device
+        absmax = _absmax(statistics, first).to(device)
+        if self.alpha != "search":
+            return smoothing_factors(absmax, weight_absmax(weights), float(self.alpha))
+        spec, activation = self._formats()
+        group_size = spec.group_size(weights[0].shape[1])
 
-def fold(transformer: nn.Module, group: SmoothGroup, factors: Tensor) -> None:
-    """Multiply the input columns of the group's linears by ``factors`` [K] and divide their producer by them.
+        def quantized(weight: Tensor, index: int) -> Tensor:
+            fitted = fit_weight(weight.cpu(), spec, target.linears[index])
+            return _multiplied(fitted, activation, spec.fold_scales).to(device)
 
-    ``modulate(h) = h * (1 + scale) + shift`` with scale and shift from the adaLN linear, so dividing its
-    result by s means: shift rows ``w, b /= s``; scale rows ``w /= s`` and ``b -> (b + 1 - s) / s``. V rows:
-    ``w, b /= s``.
-    """
-    for name in group.linears:
-        weight = _weight(transformer.get_submodule(name))
-        weight.copy_(weight.double() * factors)
-    source = transformer.get_submodule(group.source)
-    weight, bias = _weight(source), source.bias
-    if group.absorb == "rows":
-        _divide(weight, factors)
-        if isinstance(bias, Tensor):
-            _divide(bias, factors)
-        return
-    if not isinstance(bias, Tensor):
-        raise StageError(
-            f"{group.source} has no bias, which must absorb the smoothing; leave the stage smooth out"
+        found = search_smoothing(
+            statistics[Want(first, ROWS)].to(device),
+            weights,
+            absmax,
+            candidates(self.candidates),
+            lambda x: fake_quantize(x, activation, group_size),
+            quantized,
         )
-    size = weight.shape[0] // group.chunks
-    if group.shift_chunk is not None:
-        rows = slice(group.shift_chunk * size, (group.shift_chunk + 1) * size)
-        _divide(weight[rows], factors)
-        _divide(bias[rows], factors)
-    if group.scale_chunk is not None:
-        rows = slice(group.scale_chunk * size, (group.scale_chunk + 1) * size)
-        _divide(weight[rows], factors)
-        bias[rows] = ((bias[rows].double() + 1.0 - factors) / factors).to(bias.dtype)
+        log.info(
+            "%s: exponents %g of inputs and %g of weights, squared output error %.3g of that without",
+            first,
+            *found.exponents,
+            found.error / found.plain_error if found.plain_error else 1.0,
+        )
+        return found.factors
+
+    def _formats(self) -> tuple[WeightSpec, Activation]:
+        """Formats of weights and inputs in the search. Rounding is to nearest: GPTQ takes no part in it."""
+        if self.weights is None or self.activations is None:
+            missing = "weights" if self.weights is None else "activations"
+            raise InputError(
+                f"smooth.{missing}: the search needs to know the formats that follow; put a stage quantize "
+                f"after smooth, or give smooth.{missing}"
+            )
+        return self.weights.model_copy(update={"rounding": "nearest"}), self.activations
 
 
-def _check(transformer: nn.Module, group: SmoothGroup, absmax: Tensor) -> None:
-    """Everything that can be wrong with a group, before the first weight changes."""
-    for name in (*group.linears, group.source):
-        if not bool(torch.isfinite(_weight(transformer.get_submodule(name))).all()):
+def _say_what_stays(roles: Mapping[str, Role], targets: Sequence[Target]) -> None:
+    smoothed = {name for target in targets for name in target.linears}
+    left = Counter(role for name, role in roles.items() if role in SMOOTHED and name not in smoothed)
+    for role, count in left.items():
+        log.info(
+            "smooth: nothing can absorb the factors of %d linears of role %s, they stay as they are; "
+            "add the role to smooth.online to multiply their inputs at run time",
+            count,
+            role.value,
+        )
+
+
+def _multiplied(fitted: FittedWeight, activation: str, fold: bool) -> Tensor:
+    """The weight that a kernel multiplies by, float32 [N, K]: with folded scales one more rounding."""
+    if not folds(fitted.scale, activation, fold):
+        return fitted.dequantize()
+    codebook = fitted.format.codebook_tensor() if fitted.codebook is None else fitted.codebook
+    w8, scale = fold_scales(fitted.values(), fitted.scale, codebook, fitted.table)
+    return w8.float() * scale
+
+
+def _absmax(statistics: Mapping[Want, Tensor], name: str) -> Tensor:
+    """Largest |x| per channel over tokens, batch and all timesteps (DiTAS: temporal aggregation), [K]."""
+    return torch.maximum(statistics[Want(name, MIN)].abs(), statistics[Want(name, MAX)].abs())
+
+
+def _check(transformer: nn.Module, target: Target, statistics: Mapping[Want, Tensor]) -> None:
+    """Everything that can be wrong with a target, before the first weight changes."""
+    source = () if target.group is None else (target.group.source,)
+    for name in (*target.linears, *source):
+        if not bool(torch.isfinite(weight_of(transformer.get_submodule(name))).all()):
             raise InputError(
                 f"{name}.weight holds NaN or infinite values; give a checkpoint with finite weights"
             )
-    if not bool(torch.isfinite(absmax).all()):
+    if target.group is not None and target.group.absorb == "modulation":
+        bias = transformer.get_submodule(target.group.source).bias
+        if not isinstance(bias, Tensor):
+            raise StageError(
+                f"{target.group.source} has no bias, which must absorb the smoothing; leave smooth out"
+            )
+    first = target.linears[0]
+    low, high = statistics[Want(first, MIN)], statistics[Want(first, MAX)]
+    if not bool(torch.isfinite(low).all() and torch.isfinite(high).all()):
+        raise StageError(f"{first}: its inputs are NaN or overflow during calibration; check the checkpoint")
+    if torch.equal(low, high):
         raise StageError(
-            f"the inputs of {group.linears[0]} overflow during calibration; check the checkpoint"
+            f"{first}: its inputs are the same for every token and timestep, there is no range to smooth; "
+            "check the checkpoint, or calibrate with more samples and steps"
         )
-
-
-def _weight(module: nn.Module) -> Tensor:
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return weight
-
-
-def _divide(rows: Tensor, factors: Tensor) -> None:
-    """Divide each row (or entry) of ``rows`` [K, ...] by its factor, in float64."""
-    divisor = factors.reshape(-1, *([1] * (rows.dim() - 1)))
-    rows.copy_(rows.double() / divisor)

@@ -30,6 +30,14 @@ class Stage(Settings, ABC):
     not_before: ClassVar[frozenset[str]] = frozenset()  # kinds that must not come later
     needs_calls: ClassVar[bool] = False
 
+    def completed(self, later: Sequence[Stage]) -> Stage:
+        """This stage with the settings written in that it takes from ``later``, the stages that follow it.
+
+        Raises:
+            InputError: it needs something from a later stage, and there is none that has it.
+        """
+        return self
+
     def wants(self, denoiser: Denoiser) -> list[Want]:
         """Statistics of the recorded calls this stage needs; the engine collects all of them in one pass."""
         return []
@@ -107,3 +115,8 @@ def check_order(stages: Iterable[Stage]) -> None:
                 remedy = "name it once" if same else f"put {stage.kind} first"
                 raise InputError(f"stage {stage.kind} must not come after {other.kind}; {remedy}")
         earlier.append(stage)
+
+
+def complete(stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    """Every stage with what it takes from the later ones written in. Raises what ``completed`` raises."""
+    return tuple(stage.completed(stages[index + 1 :]) for index, stage in enumerate(stages))

@@ -1,4 +1,4 @@
-"""Changes of a linear's input that its weight makes up for: scaling per channel, rotation, a shift.
+"""Changes of a linear's input that its weight makes up for: scaling per channel, rotation, a shift, a split.
 
 Each is a module with named buffers, made of standard operators, which works on ``[..., K]`` in any float
 type. ``kind`` is its name in config.json, ``describe`` says what its buffers do not, and ``empty`` makes one
@@ -166,7 +166,68 @@ class Hadamard(Transform):
         return y.reshape(x.shape)
 
 
-TRANSFORMS: dict[str, type[Transform]] = {cls.kind: cls for cls in (ChannelScale, Hadamard, Shift)}
+class Subspace(Transform):
+    """``x - z D`` with the coordinates ``z = x Dᵀ``: what is left of x beside the rows of D.
+
+    With orthonormal rows that is the part of x at right angles to them; D rounded to 8 bits is nearly so.
+
+    Buffers: directions int8 ``[r, K]`` and step float32 ``[r, 1]``, ``D = directions * step``.
+    """
+
+    kind = "subspace"
+    directions: Tensor
+    step: Tensor
+
+    def __init__(self, directions: Tensor, step: Tensor) -> None:
+        super().__init__()
+        rank = directions.shape[0]
+        if directions.dtype != torch.int8 or step.dtype != torch.float32 or step.shape != (rank, 1):
+            raise InputError(
+                f"directions are {directions.dtype} {list(directions.shape)} and steps {step.dtype} "
+                f"{list(step.shape)}, expected torch.int8 [r, K] and torch.float32 [r, 1]"
+            )
+        self.register_buffer("directions", directions)
+        self.register_buffer("step", step)
+
+    @classmethod
+    def rounded(cls, directions: Tensor) -> Subspace:
+        """With D the float rows ``directions`` [r, K], none of them zero, each rounded to 8 bits."""
+        step = directions.double().abs().amax(dim=1, keepdim=True) / 127
+        return cls((directions / step).round().to(torch.int8), step.float())
+
+    def describe(self) -> dict[str, Any]:
+        return {"rank": len(self.directions)}
+
+    @classmethod
+    def empty(cls, in_features: int, device: torch.device | str | None = None, *, rank: int) -> Subspace:
+        directions = torch.zeros((rank, in_features), dtype=torch.int8, device=device)
+        return cls(directions, torch.zeros((rank, 1), device=device))
+
+    def matrix(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """D, ``[r, K]``."""
+        return self.directions.to(dtype) * self.step.to(dtype)
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``(x - z D, z)``, in the dtype of x ``[..., K]``."""
+        if x.dtype in (torch.float16, torch.bfloat16):
+            rest, coordinates = self.split(x.float())
+            return rest.to(x.dtype), coordinates.to(x.dtype)
+        matrix = self.matrix(x.dtype)
+        coordinates = x @ matrix.T
+        return x - coordinates @ matrix, coordinates
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.split(x)[0]
+
+    def input_weight(self, weight: Tensor) -> Tensor:
+        matrix = self.matrix(weight.dtype)
+        return weight - (weight @ matrix.T) @ matrix
+
+    def extra_repr(self) -> str:
+        return f"rank={len(self.directions)}, in_features={self.directions.shape[1]}"
+
+
+TRANSFORMS: dict[str, type[Transform]] = {cls.kind: cls for cls in (ChannelScale, Hadamard, Shift, Subspace)}
 
 
 def rotate_weight(weight: Tensor, transform: Hadamard) -> Tensor:

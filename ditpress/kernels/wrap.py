@@ -1,4 +1,4 @@
-"""Modules around a linear: a low-rank branch beside it, a transform before it, a norm after it.
+"""Modules around a linear: a branch beside it, a transform before it, a norm after it.
 
 They nest, the main linear innermost, each as the child ``linear`` of the one around it. ``kind`` is a
 wrapper's name in config.json; ``describe`` and :func:`wrap_empty` write and read its entry there.
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ditpress.errors import InputError
 from ditpress.kernels.buffers import FixedBuffers
 from ditpress.kernels.linear import QuantizedLinear
-from ditpress.kernels.transforms import TRANSFORMS, Transform
+from ditpress.kernels.transforms import TRANSFORMS, Subspace, Transform
 
 Linear = nn.Linear | QuantizedLinear
 
@@ -114,6 +114,48 @@ class TransformedLinear(Wrapper):
         return self.transform.input_weight(weight)
 
 
+class SubspaceLinear(Wrapper):
+    """``y = linear(x - z D) + up(z)``, ``z = x Dᵀ``: the linear reads what a few directions D leave of x.
+
+    Where ``up`` is the linear's weight times Dᵀ that is ``linear(x)`` again, whatever D. Activations are
+    rounded after the split: a few directions that hold most of x no longer decide the step of the rest.
+
+    Children: transform, the split, which several wrappers may share; linear; up ``[r -> N]``, an
+    ``nn.Linear`` without bias or a ``QuantizedLinear``.
+    """
+
+    kind = "subspace"
+
+    def __init__(self, transform: Subspace, linear: nn.Module, up: nn.Module) -> None:
+        super().__init__()
+        self.transform, self.linear, self.up = transform, linear, up
+        main, last = main_linear(linear), main_linear(up)
+        rank, columns = transform.directions.shape
+        if (columns, last.in_features, last.out_features) != (main.in_features, rank, main.out_features):
+            raise InputError(
+                f"subspace of {rank} directions of {columns} features with a branch {last.in_features} -> "
+                f"{last.out_features} does not fit its linear {main.in_features} -> {main.out_features}"
+            )
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": self.kind, **self.transform.describe()}
+
+    @classmethod
+    def empty(
+        cls, linear: nn.Module, device: torch.device | str | None = None, *, rank: int
+    ) -> SubspaceLinear:
+        main = main_linear(linear)
+        up = nn.Linear(rank, main.out_features, bias=False, device=device).requires_grad_(False)
+        return cls(Subspace.empty(main.in_features, device, rank=rank), linear, up)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rest, coordinates = self.transform.split(x)
+        return self.linear(rest) + self.up(coordinates)
+
+    def input_weight(self, weight: Tensor) -> Tensor:
+        return self.transform.input_weight(weight) + input_weight(self.up) @ self.transform.matrix()
+
+
 class NormedLinear(Wrapper):
     """``y / sqrt(mean(y²) + eps) * gain`` of the linear's outputs y, an RMSNorm with a gain.
 
@@ -156,7 +198,7 @@ class NormedLinear(Wrapper):
 
 
 WRAPPERS: dict[str, type[Wrapper]] = {
-    cls.kind: cls for cls in (LowRankLinear, TransformedLinear, NormedLinear)
+    cls.kind: cls for cls in (LowRankLinear, TransformedLinear, SubspaceLinear, NormedLinear)
 }
 
 
@@ -193,14 +235,14 @@ def main_linear(module: nn.Module) -> Linear:
 
 
 def branch_modules(root: nn.Module) -> set[nn.Module]:
-    """All modules below ``root`` that belong to a low-rank branch, beside the linears of the plain model."""
-    return {
-        part
-        for module in root.modules()
-        if isinstance(module, LowRankLinear)
-        for branch in (module.down, module.up)
-        for part in branch.modules()
-    }
+    """All modules below ``root`` that belong to branches of wrappers, which the plain model has not."""
+    branches: list[nn.Module] = []
+    for module in root.modules():
+        if isinstance(module, LowRankLinear):
+            branches += [module.down, module.up]
+        elif isinstance(module, SubspaceLinear):
+            branches.append(module.up)
+    return {part for branch in branches for part in branch.modules()}
 
 
 def input_weight(module: nn.Module) -> Tensor:

@@ -16,9 +16,9 @@ from torch import nn
 from ditpress.errors import InputError
 from ditpress.kernels.linear import QuantizedLinear
 from ditpress.kernels.wrap import NormedLinear, TransformedLinear, branch_modules, layers_of
-from ditpress.load.families import FAMILIES, LINEAR_OWNERS, Family, Role, SmoothTemplate
+from ditpress.load.families import FAMILIES, LINEAR_OWNERS, Family, Role, SmoothTemplate, ValueTemplate
 
-__all__ = ["Anatomy", "Role", "SmoothGroup", "anatomy_of", "plain_name", "tie_shared"]
+__all__ = ["Anatomy", "Role", "SmoothGroup", "ValueGroup", "anatomy_of", "plain_name", "tie_shared"]
 
 _WRAPPED = re.compile(r"(.+)\.(linear|down|up|transform)")
 _OWN_LINEAR = re.compile(rf"(.*\.)?({LINEAR_OWNERS})\.linear")
@@ -42,6 +42,20 @@ class SmoothGroup:
     shift_chunk: int | None
     scale_chunk: int | None
     chunks: int
+
+
+@dataclass(frozen=True)
+class ValueGroup:
+    """Value projections of one attention, and the linears that read the mix of their outputs over tokens.
+
+    The mix is linear and works inside each of ``heads`` equal parts of the channels: an invertible matrix
+    inside a head, multiplied to the rows of all ``sources`` (and their biases), passes to the columns of all
+    ``linears``.
+    """
+
+    sources: tuple[str, ...]
+    linears: tuple[str, ...]
+    heads: int
 
 
 @dataclass(frozen=True)
@@ -84,6 +98,42 @@ class Anatomy:
                 prefix = f"{block_list}.{index}."
                 groups += [group for t in templates if (group := _group(t, block, prefix)) is not None]
         return groups
+
+    def value_groups(self, transformer: nn.Module) -> list[ValueGroup]:
+        """All groups of values, block by block, by the names of main linears.
+
+        A group is left out where a wrapper stands in the way: on a reader's input or on a source's output.
+        """
+        groups = []
+        for block_list in self.block_lists(transformer):
+            for index, block in enumerate(getattr(transformer, block_list)):
+                prefix = f"{block_list}.{index}."
+                groups += [g for t in self._table.values if (g := _value_group(t, block, prefix)) is not None]
+        return groups
+
+    def readers(self, transformer: nn.Module) -> list[tuple[str, ...]]:
+        """Every linear, by the name of the main one, together with those of its block that read its input.
+
+        Linears whose inputs are transformed by modules of their own stand alone.
+        """
+        linears = self.linears(transformer)
+        place: dict[str, tuple[object, ...]] = {}
+        for name in linears:
+            plain = plain_name(name)
+            *block, inner = plain.split(".", 2)
+            group = next((i for i, names in enumerate(self._table.readers) if inner in names), None)
+            if len(block) < 2 or block[0] not in self.block_lists(transformer) or group is None:
+                place[name] = (name,)
+                continue
+            transforms = [
+                id(module.transform) if isinstance(module, TransformedLinear) else id(module)
+                for module in layers_of(transformer.get_submodule(plain))
+            ]
+            place[name] = (*block, group, *transforms[:-1])
+        together: dict[tuple[object, ...], list[str]] = {}
+        for name, key in place.items():
+            together.setdefault(key, []).append(name)
+        return [tuple(names) for names in together.values()]
 
     def shared(self, transformer: nn.Module) -> list[tuple[str, ...]]:
         """Submodules that hold equal tensors in every block, one tuple of full names per kind.
@@ -163,6 +213,35 @@ def _group(template: SmoothTemplate, block: nn.Module, prefix: str) -> SmoothGro
         scale_chunk=template.scale_chunk,
         chunks=template.chunks,
     )
+
+
+def _value_group(template: ValueTemplate, block: nn.Module, prefix: str) -> ValueGroup | None:
+    """The group of ``template``; None without a source or a linear, or with a wrapper between them."""
+    found: list[list[str]] = [[], []]
+    for names, passed, into in (
+        (template.sources, TransformedLinear, found[0]),
+        (template.linears, NormedLinear, found[1]),
+    ):
+        for name in names:
+            module = _module(block, name)
+            if module is None:
+                continue
+            *wrappers, linear = layers_of(module)
+            if not is_linear(linear) or not all(isinstance(wrapper, passed) for wrapper in wrappers):
+                return None
+            into.append(prefix + name + ".linear" * len(wrappers))
+    heads = getattr(_module(block, template.attention), "heads", None)
+    if not found[0] or not found[1] or not isinstance(heads, int):
+        return None
+    return ValueGroup(tuple(found[0]), tuple(found[1]), heads)
+
+
+def _module(root: nn.Module, name: str) -> nn.Module | None:
+    """The submodule of that name; None where there is none, also where diffusers keeps None in its place."""
+    try:
+        return root.get_submodule(name)
+    except AttributeError:
+        return None
 
 
 def _equal(a: nn.Module, b: nn.Module) -> bool:

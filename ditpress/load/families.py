@@ -37,6 +37,15 @@ class SmoothTemplate:
 
 
 @dataclass(frozen=True)
+class ValueTemplate:
+    """A ValueGroup with names relative to its block; of ``sources`` and ``linears`` those that exist."""
+
+    attention: str  # the attention module, which knows its heads
+    sources: tuple[str, ...]
+    linears: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Family:
     """One family: the diffusers classes that belong to it and the three tables about them."""
 
@@ -45,10 +54,26 @@ class Family:
     roles: tuple[tuple[str, Role], ...]
     smooth: tuple[tuple[str, tuple[SmoothTemplate, ...]], ...] = ()  # (block list, templates)
     shared: tuple[str, ...] = ()  # submodules that hold the same tensors in every block
+    values: tuple[ValueTemplate, ...] = ()  # in the blocks of every list of ``smooth``
+    readers: tuple[tuple[str, ...], ...] = ()  # linears of a block that read one tensor
 
 
 def _modulated(linears: tuple[str, ...], source: str, shift: int, scale: int, chunks: int) -> SmoothTemplate:
     return SmoothTemplate(linears, "modulation", source, shift, scale, chunks)
+
+
+def _qkv(*attentions: str, names: str = "to_q to_k to_v") -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(f"{attention}.{name}" for name in names.split()) for attention in attentions)
+
+
+def _values(attention: str, joint: bool = False) -> ValueTemplate:
+    """Joint attention mixes the values of image and text, and each stream reads the mix."""
+    sources, linears = ("to_v", "add_v_proj"), ("to_out.0", "to_add_out")
+    return ValueTemplate(
+        attention,
+        tuple(f"{attention}.{name}" for name in sources[: 1 + joint]),
+        tuple(f"{attention}.{name}" for name in linears[: 1 + joint]),
+    )
 
 
 LINEAR_OWNERS = r"norm\w*|adaln_single"
@@ -80,6 +105,8 @@ _DIT = Family(
         ),
     ),
     shared=("norm1.emb",),
+    values=(_values("attn1"),),
+    readers=_qkv("attn1"),
 )
 
 # PixArt's modulation is one linear for all blocks plus a table per block: no block can fold into it alone.
@@ -105,6 +132,8 @@ _PIXART = Family(
             ),
         ),
     ),
+    values=(_values("attn1"), _values("attn2")),
+    readers=(*_qkv("attn1"), *_qkv("attn2", names="to_k to_v")),  # attn2: queries from the image
 )
 
 _JOINT_ROLES = (
@@ -144,6 +173,8 @@ _SD3 = Family(
             ),
         ),
     ),
+    values=(_values("attn", joint=True), _values("attn2")),
+    readers=(*_qkv("attn", "attn2"), *_qkv("attn", names="add_q_proj add_k_proj add_v_proj")),
 )
 
 _FLUX = Family(
@@ -171,6 +202,13 @@ _FLUX = Family(
             "single_transformer_blocks",
             (_modulated(("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"), "norm.linear", 0, 1, 3),),
         ),
+    ),
+    # In single blocks the values go to proj_out beside the MLP: no attn.to_out, no group.
+    values=(_values("attn", joint=True),),
+    # Single blocks have a proj_mlp, double ones have none.
+    readers=(
+        ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
+        *_qkv("attn", names="add_q_proj add_k_proj add_v_proj"),
     ),
 )
 

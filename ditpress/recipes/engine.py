@@ -17,6 +17,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from ditpress.calibrate.calls import Call, load_calls
+from ditpress.compress.stage import complete
 from ditpress.errors import DitpressError, StageError
 from ditpress.load.denoiser import Denoiser, load_denoiser
 from ditpress.recipes import bench, steps
@@ -38,7 +39,7 @@ def load_for(
     scheduler: str | Path | None = None,
     device: str = "cpu",
 ) -> tuple[Denoiser, Recipe]:
-    """The denoiser, and the recipe with the model's own steps and guidance written in.
+    """The denoiser, and the recipe with all written in that it takes from the model and from its own stages.
 
     A pipeline object stays as it is: its transformer is copied before the stages change it.
 
@@ -50,6 +51,7 @@ def load_for(
         model = copy.copy(original)
         model.transformer = copy.deepcopy(original.transformer)
     denoiser = load_denoiser(model, scheduler=scheduler, device=device, seed=recipe.seed)
+    recipe = recipe.model_copy(update={"stages": complete(recipe.stages)})
     planned(denoiser, recipe.stages)
     guidance = denoiser.default_guidance
     calibration, validation = recipe.calibration, recipe.validation

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from ditpress.kernels.linear import QuantizedLinear
-from ditpress.kernels.wrap import LowRankLinear, TransformedLinear, Wrapper, layers_of
+from ditpress.kernels.wrap import LowRankLinear, SubspaceLinear, TransformedLinear, Wrapper, layers_of
 
 
 def storage(module: nn.Module) -> str:
@@ -23,4 +23,6 @@ def storage(module: nn.Module) -> str:
 def _words(wrapper: Wrapper) -> str:
     if isinstance(wrapper, LowRankLinear):
         return f"low rank {wrapper.describe()['rank']}"
+    if isinstance(wrapper, SubspaceLinear):
+        return f"subspace of {wrapper.describe()['rank']}"
     return wrapper.transform.kind if isinstance(wrapper, TransformedLinear) else wrapper.kind

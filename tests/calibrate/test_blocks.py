@@ -56,7 +56,7 @@ def test_the_walk_ends_where_the_transformer_ends(make: Callable[[], Made]) -> N
         blocks = getattr(model, block_list)
         truth: dict[int, list[Any]] = {index: [] for index in range(len(blocks))}
         handles = [
-            block.register_forward_hook(lambda m, a, out, index=index: truth[index].append(out))
+            block.register_forward_hook(lambda m, a, out, outs=truth[index]: outs.append(out))
             for index, block in enumerate(blocks)
         ]
         for call in calls:
@@ -140,7 +140,7 @@ def test_what_cannot_be_walked_is_named() -> None:
         BlockInputs.record(model, "transformer_blocks", [])
     sd3, joint = tiny_sd3()
     skipping = [Call(1.0, joint | {"skip_layers": [1]})]
-    with pytest.raises(InputError, match="SD3Transformer2DModel: .* skip_layers"):
+    with pytest.raises(InputError, match=r"SD3Transformer2DModel: .* skip_layers"):
         BlockInputs.record(sd3, "transformer_blocks", skipping)
     assert not any(module._forward_pre_hooks for module in [*model.modules(), *sd3.modules()])
 

@@ -17,8 +17,8 @@ from ditpress.export.inputs import Signature
 from ditpress.export.onnx import _save, build_model
 from ditpress.export.parity import relative_difference
 from ditpress.export.session import onnx_session, run_session
-from ditpress.kernels.transforms import ChannelScale, Hadamard
-from ditpress.kernels.wrap import LowRankLinear, NormedLinear, TransformedLinear
+from ditpress.kernels.transforms import ChannelScale, Hadamard, Subspace
+from ditpress.kernels.wrap import LowRankLinear, NormedLinear, SubspaceLinear, TransformedLinear
 
 WIDTH, TOKENS = 64, 6
 NORM = functools.partial(F.layer_norm, normalized_shape=(WIDTH,), eps=1e-6)
@@ -43,6 +43,10 @@ class Piece(nn.Module):
         down = make(nn.Linear(WIDTH, 8, bias=False))
         up = low_bit(nn.Linear(8, WIDTH, bias=False), "int8", 8, "int8")
         self.attn["branched"] = LowRankLinear(make(nn.Linear(WIDTH, WIDTH)), down, up)
+        split = Subspace.rounded(torch.randn(8, WIDTH, generator=torch.Generator().manual_seed(2)) / 8)
+        for name in ("split", "split_too"):
+            up = low_bit(nn.Linear(8, WIDTH, bias=False), "int8", 8, "int8")
+            self.attn[name] = SubspaceLinear(split, make(nn.Linear(WIDTH, WIDTH)), up)
         self.attn["normed"] = NormedLinear(make(nn.Linear(WIDTH, WIDTH)), torch.rand(WIDTH), 1e-6)
         self.elsewhere = nn.ModuleDict({"a": make(nn.Linear(WIDTH, WIDTH))})
         self.weight = nn.Parameter(torch.rand(WIDTH))
@@ -99,6 +103,10 @@ CASES = {
     # what is wrapped around a layer
     "one rotation": ({"merge": 1}, lambda p, n, x, r, o: n["rotated"](x) + n["with_it"](x)),
     "two rotations": ({}, lambda p, n, x, r, o: n["rotated"](x) + n["otherwise"](x)),
+    # the layers, and the branches on what the split takes away
+    "one split": ({"merge": 2}, lambda p, n, x, r, o: n["split"](x) + n["split_too"](x)),
+    "split and not": ({}, lambda p, n, x, r, o: n["split"](x) + n["a"](x)),
+    "norm before a split": ({}, lambda p, n, x, r, o: n["split"](modulate(x, r, o))),
     "rotated and not": ({}, lambda p, n, x, r, o: n["rotated"](x) + n["a"](x)),
     "norm before a rotation": ({}, lambda p, n, x, r, o: n["rotated"](modulate(x, r, o))),
     "norm before factors": ({}, lambda p, n, x, r, o: n["scaled"](modulate(x, r, o))),

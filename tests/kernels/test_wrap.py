@@ -138,7 +138,10 @@ def test_descriptions_make_the_same_structure(generator: torch.Generator) -> Non
 @pytest.mark.parametrize(
     ("description", "message"),
     [
-        ({"kind": "high-rank"}, "unknown wrapper 'high-rank'; expected one of low-rank, transformed, normed"),
+        (
+            {"kind": "high-rank"},
+            "unknown wrapper 'high-rank'; expected one of low-rank, transformed, subspace, normed",
+        ),
         ({"kind": "low-rank", "depth": 2}, "wrapper low-rank: its settings do not belong to it"),
         ({"kind": "transformed", "transform": {"kind": "fourier"}}, "unknown transform 'fourier'"),
         ({"kind": "transformed", "transform": {"kind": "hadamard", "factors": 16}}, "does not divide the 24"),

@@ -45,14 +45,11 @@ def fit_weight(
     dtype = scale_dtype(group_size, columns)
     table: Tensor | None = None
     if format.tables > 1:
-        _, scale, table = fp4.fit(groups, dtype, second_moment, name=name)
+        _, scale, table = fp4.fit(groups, dtype, second_moment, choice=spec.tables, name=name)
     else:
         scale = search_scale(groups, format, dtype, name)
-    if spec.scale_ratios == "power-of-two":
-        if format.tables > 1:
-            scale = power_of_two.constrain(scale)
-        else:
-            scale = power_of_two.search(groups, scale, format, second_moment, name)
+    if spec.scale_ratios != "free":
+        scale = _in_powers_of_two(groups, scale, spec, name, second_moment)
     if spec.rounding == "nearest":
         codes = round_to_nearest(groups, scale, format, table).view(rows, columns)
         return FittedWeight(codes, scale, format, table=table)
@@ -74,3 +71,16 @@ def fit_weight(
         values = grid_of(format).values_of(codes, table)
         scale = refit_scale(weight, values, scale, second_moment)
     return FittedWeight(codes, scale, format, table=table)
+
+
+def _in_powers_of_two(
+    groups: Tensor, scale: Tensor, spec: WeightSpec, name: str, second_moment: Tensor | None
+) -> Tensor:
+    if spec.format != "fp4-e2m1":
+        raise InputError(
+            f"{name}: scale_ratios: {spec.scale_ratios} is for format fp4-e2m1, whose values times a "
+            f"power of two are E4M3 numbers; {spec.format} takes scale_ratios: free"
+        )
+    if spec.scale_ratios == "power-of-two-m2":
+        return power_of_two.constrain(scale)
+    return power_of_two.search(groups, scale, get_format(spec.format), second_moment, name)

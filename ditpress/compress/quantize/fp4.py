@@ -1,8 +1,8 @@
 """FP4 with a table per output channel: E2M1, E1M2 or E3M0, whichever serves the channel best.
 
 HQ-DiT (Liu et al. 2024, "HQ-DiT: Efficient Diffusion Transformer with FP4 Hybrid Quantization") chooses the
-format of a channel from the spread of its weights; LLM-FP4 (Liu et al., EMNLP 2023) searches where to clip. In
-half, quarter and whole units the tables are 0 1 2 3 4 6 8 12, 0 ... 7 (uniform) and 0 1 2 4 ... 64.
+format of a channel from the spread of its weights; LLM-FP4 (Liu et al., EMNLP 2023) searches where to clip.
+In units of their smallest step the tables are 0 1 2 3 4 6 8 12, 0 ... 7 (uniform) and 0 1 2 4 ... 64.
 
 Pure mathematics, tensors in and tensors out. ``W[n, g, i] ~ scale[n, g] * tables[table[n]][code[n, g, i]]``.
 """

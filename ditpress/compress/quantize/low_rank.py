@@ -136,7 +136,7 @@ def best_approximation(
         generator: see :func:`fit_low_rank`.
     """
     scaled = matrix.double() if factor is None else matrix.double() @ factor
-    u, s, v = _singular(scaled, rank, generator)
+    u, s, v = largest_singular(scaled, rank, generator)
     root = s.sqrt()
     down = root[:, None] * v
     if factor is not None:
@@ -144,8 +144,13 @@ def best_approximation(
     return (u * root).float(), down.float()
 
 
-def _singular(matrix: Tensor, rank: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
-    """The first ``rank`` singular vectors and values: [N, r], [r], [r, K]."""
+def largest_singular(
+    matrix: Tensor, rank: int, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The first ``rank`` singular vectors and values of ``matrix`` [N, K]: [N, r], [r], [r, K].
+
+    Large ones are approximated, with ``generator`` (seed 0 where it is None) for the start.
+    """
     if min(matrix.shape) > EXACT:
         width = min(rank + OVERSAMPLING, *matrix.shape)
         generator = torch.Generator().manual_seed(0) if generator is None else generator

@@ -43,9 +43,15 @@ class WeightSpec(Settings):
         default="nearest", description="gptq: later columns make up for the error of earlier ones"
     )
     gptq: GptqSpec = GptqSpec()
-    scale_ratios: Literal["free", "power-of-two"] = Field(
+    scale_ratios: Literal["free", "power-of-two", "power-of-two-m2"] = Field(
         default="free",
-        description="power-of-two: the scales of a row differ by powers of two only (ZeroQuant-FP, M2)",
+        description="power-of-two: the scales of a row differ by powers of two only, those of least error; "
+        "power-of-two-m2: those of ZeroQuant-FP's equation M2. For fp4-e2m1, which then becomes E4M3 exactly",
+    )
+    tables: Literal["error", "indicator"] = Field(
+        default="error",
+        description="how a format with several tables (fp4) chooses that of an output channel: by the errors "
+        "they leave, or by HQ-DiT's ratio of large to small weights",
     )
 
     @field_validator("format")

@@ -8,10 +8,12 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
+from ditpress.export.functions import KINDS
 from ditpress.export.fuse.pattern import constant, qlinear_nodes, take_over, text
 from ditpress.load.anatomy import plain_name
 
 COLUMNS = 64  # every output but the last is a multiple of this wide
+_PER_CHANNEL = ("codes", "scale", "bias", "table")
 _KEPT = ("K", "group_size", "fold_scales", "prologue", "epsilon", "epilogue")
 
 
@@ -45,7 +47,8 @@ def fuse_merge(graph: ir.Graph) -> int:
 def _key(node: ir.Node) -> tuple[object, ...] | None:
     """What nodes must share to be merged; None for one that cannot be."""
     codes, scale, codebook, bias = node.inputs[1:5]
-    constants = (codes, scale, bias)
+    count = len(KINDS[node.op_type].inputs)
+    constants = (codes, scale, bias, *node.inputs[5:count])
     if any(value is None or value.const_value is None or value.is_graph_input() for value in constants):
         return None
     table = constant(codebook)
@@ -56,18 +59,21 @@ def _key(node: ir.Node) -> tuple[object, ...] | None:
     if not module:
         return None
     attributes = tuple(node.attributes[name].value for name in _KEPT)
-    around = (node.inputs[0], *node.inputs[5:])
+    around = (node.inputs[0], *node.inputs[count:])
     return (module, node.op_type, scale.dtype, table.tobytes(), attributes, around)
 
 
 def _merge(graph: ir.Graph, nodes: Sequence[ir.Node]) -> None:
     first = nodes[0]
     names = [plain_name(node.name or "").rpartition(".") for node in nodes]
-    name = f"{names[0][0]}.{'+'.join(leaf for _, _, leaf in names)}"
+    name = f"{names[0][0]}.{'+'.join(leaf for _, _, leaf in names)}{_branch(first.name or '')}"
     widths = [node.attributes["N"].as_int() for node in nodes]
-    parts = [
+    own = KINDS[first.op_type].inputs
+    inputs = [
         _concatenated(graph, [node.inputs[index] for node in nodes], f"{name}.{role}")
-        for index, role in ((1, "codes"), (2, "scale"), (4, "bias"))
+        if role in _PER_CHANNEL
+        else first.inputs[index]
+        for index, role in enumerate(own)
     ]
     attributes = dict(first.attributes)
     attributes["N"] = ir.AttrInt64("N", sum(widths))
@@ -75,7 +81,7 @@ def _merge(graph: ir.Graph, nodes: Sequence[ir.Node]) -> None:
     merged = ir.Node(
         first.domain,
         first.op_type,
-        [first.inputs[0], parts[0], parts[1], first.inputs[3], parts[2], *first.inputs[5:]],
+        [*inputs, *first.inputs[len(own) :]],
         attributes.values(),
         num_outputs=len(nodes),
         name=name,
@@ -84,6 +90,11 @@ def _merge(graph: ir.Graph, nodes: Sequence[ir.Node]) -> None:
     for node, y in zip(nodes, merged.outputs, strict=True):
         take_over(node.outputs[0], y)
         graph.remove(node, safe=True)
+
+
+def _branch(name: str) -> str:
+    """What tells a branch beside a layer from the layer itself: ``.linear.up`` of ``attn.to_q.linear.up``."""
+    return name.removeprefix(plain_name(name)) if name.endswith((".up", ".down")) else ""
 
 
 def _concatenated(graph: ir.Graph, values: Sequence[ir.Value | None], name: str) -> ir.Value:
