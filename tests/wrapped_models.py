@@ -43,7 +43,7 @@ def split_off_branch(model: nn.Module, name: str, generator: torch.Generator) ->
     down = nn.Linear(linear.in_features, RANK, bias=False).requires_grad_(False)
     up = nn.Linear(RANK, linear.out_features, bias=False).requires_grad_(False)
     for part in (down, up):
-        part.weight.normal_(std=0.3, generator=generator)
+        part.weight.normal_(std=0.1, generator=generator)
     linear.weight.copy_(linear.weight.double() - up.weight.double() @ down.weight.double())
     replace_module(model, linear, LowRankLinear(linear, down, up))
 

@@ -1,8 +1,8 @@
 """Changes of a linear's input that its weight makes up for: scaling per channel, rotation, a shift, a split.
 
 Each is a module with named buffers, made of standard operators, which works on ``[..., K]`` in any float
-type. ``kind`` is its name in config.json, ``describe`` says what its buffers do not, and ``empty`` makes one
-of it whose buffers are still to be loaded.
+type. ``kind`` is its name in config.json, ``describe`` says what its buffers do not, and ``empty(in_features,
+device, **description)`` of its class makes one whose buffers are still to be loaded.
 """
 
 from __future__ import annotations
@@ -27,11 +27,6 @@ class Transform(FixedBuffers):
     def describe(self) -> dict[str, Any]:
         """The arguments of ``empty`` beyond the number of features, as plain data."""
         return {}
-
-    @classmethod
-    def empty(cls, in_features: int, device: torch.device | str | None = None, **settings: Any) -> Transform:
-        """A transform of the right shapes whose numbers are still to be loaded."""
-        raise NotImplementedError
 
     def input_weight(self, weight: Tensor) -> Tensor:
         """The weight ``[N, K]`` by which ``linear(transform(x))`` multiplies x, given that of ``linear``."""

@@ -21,7 +21,10 @@ Linear = nn.Linear | QuantizedLinear
 
 
 class Wrapper(FixedBuffers):
-    """A module that computes what a linear did, around that linear, its child ``linear``."""
+    """A module that computes what a linear did, around that linear, its child ``linear``.
+
+    ``empty(linear, device, **description)`` of each class makes one whose own numbers are still to be loaded.
+    """
 
     kind: ClassVar[str]
     linear: nn.Module
@@ -36,11 +39,6 @@ class Wrapper(FixedBuffers):
 
     def describe(self) -> dict[str, Any]:
         """What :func:`wrap_empty` needs to make it again, as plain data."""
-        raise NotImplementedError
-
-    @classmethod
-    def empty(cls, linear: nn.Module, device: torch.device | str | None = None, **settings: Any) -> Wrapper:
-        """A wrapper around ``linear`` whose own numbers are still to be loaded."""
         raise NotImplementedError
 
     def input_weight(self, weight: Tensor) -> Tensor:
@@ -245,10 +243,23 @@ def branch_modules(root: nn.Module) -> set[nn.Module]:
     return {part for branch in branches for part in branch.modules()}
 
 
+def outer_names(root: nn.Module) -> dict[str, str]:
+    """For every module in a wrapper below ``root``, and the wrapper itself: the name of the outermost one."""
+    found: dict[str, str] = {}
+    for name, module in root.named_modules():
+        parent = name.rpartition(".")[0]
+        if parent in found:
+            found[name] = found[parent]
+        elif isinstance(module, Wrapper):
+            found[name] = name
+    return found
+
+
 def input_weight(module: nn.Module) -> Tensor:
     """The weight ``[N, K]`` by which a linear with all its wrappers multiplies its input, before any norm."""
-    *wrappers, inner = layers_of(module)
-    weight = inner.dequantize() if isinstance(inner, QuantizedLinear) else main_linear(inner).weight.detach()
+    *wrappers, _ = layers_of(module)
+    linear = main_linear(module)
+    weight = linear.dequantize() if isinstance(linear, QuantizedLinear) else linear.weight.detach()
     for wrapper in reversed(wrappers):
         assert isinstance(wrapper, Wrapper)
         weight = wrapper.input_weight(weight)

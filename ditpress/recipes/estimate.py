@@ -11,6 +11,7 @@ from torch import nn
 
 from ditpress.calibrate.calls import record_calls
 from ditpress.kernels.linear import QuantizedLinear
+from ditpress.kernels.wrap import main_linear
 from ditpress.load.anatomy import plain_name
 from ditpress.load.denoiser import Denoiser
 from ditpress.recipes.recipe import Recipe
@@ -85,7 +86,7 @@ def role_table(denoiser: Denoiser, after: nn.Module) -> tuple[RoleRow, ...]:
     layers: Counter[tuple[str, str]] = Counter()
     parameters: Counter[tuple[str, str]] = Counter()
     for name, role in denoiser.anatomy.linears(after).items():
-        linear, plain = after.get_submodule(name), plain_name(name)
+        linear, plain = main_linear(after.get_submodule(name)), plain_name(name)
         form = storage(after.get_submodule(plain))
         if form == storage(denoiser.transformer.get_submodule(plain)):
             form = "as it is"

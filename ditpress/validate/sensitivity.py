@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from ditpress.errors import InputError
 from ditpress.kernels.linear import QuantizedLinear
-from ditpress.kernels.wrap import branch_modules, input_weight, layers_of
-from ditpress.load.anatomy import plain_name
+from ditpress.kernels.wrap import branch_modules, input_weight, main_linear, outer_names
 from ditpress.progress import track
 from ditpress.validate.paired import OutputSqnr, RecordedCall, decibel
 from ditpress.validate.report import Strict
@@ -49,9 +48,9 @@ class Details(Strict):
 
 def low_bit_layers(transformer: nn.Module) -> set[str]:
     """Names, as in the plain model, of the linears whose main part is quantized; not of branches."""
-    branches = branch_modules(transformer)
+    branches, outer = branch_modules(transformer), outer_names(transformer)
     return {
-        plain_name(name)
+        outer.get(name, name)
         for name, module in transformer.named_modules()
         if isinstance(module, QuantizedLinear) and module not in branches
     }
@@ -130,9 +129,10 @@ def details(
     """Join sizes, :func:`layer_errors` and :func:`~ditpress.validate.paired.output_sqnr` for the plots."""
     before = stored_modules(original, float_bits=float_bits)
     errors = errors or {}
+    outer = outer_names(compressed)
     parts: dict[str, list[Stored]] = defaultdict(list)
     for name, stored in stored_modules(compressed, float_bits=float_bits).items():
-        parts[plain_name(name)].append(stored)
+        parts[outer.get(name, name)].append(stored)
     layers = []
     for name, found in parts.items():
         weight_error, output_sqnr_db = errors.get(name, (None, None))
@@ -156,14 +156,13 @@ def details(
 
 
 def _float_twin(reference: nn.Module, name: str, layer: nn.Module) -> nn.Module:
-    *_, low_bit = layers_of(layer)
-    assert isinstance(low_bit, QuantizedLinear)
-    shape = (low_bit.out_features, low_bit.in_features)
+    low_bit = main_linear(layer)
     try:
         twin = reference.get_submodule(name)
-        *_, linear = layers_of(twin)
-    except AttributeError:
+        linear: nn.Module | None = main_linear(twin)
+    except (AttributeError, InputError):
         linear = None
+    shape = (low_bit.out_features, low_bit.in_features)
     if not isinstance(linear, nn.Linear) or linear.weight.shape != shape:
         raise InputError(
             f"error per layer: {name} has no float Linear {low_bit.in_features} -> {low_bit.out_features} in "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import onnx
@@ -57,12 +56,31 @@ def test_transforms_are_small_operators_and_shared(tmp_path: Any) -> None:
     model = make_wrapped("int8")
     path, _ = export_transformer(model, tmp_path / "transformer", make_calls(), fuse=["merge"])
     graph = onnx.load(path).graph
-    matrices = [list(tensor.dims) for tensor in graph.initializer if re.search("matrix", tensor.name)]
-    # One matrix of each side for all layers: of the width, and of the width of the MLP.
-    assert sorted(matrices) == [[HIDDEN, HIDDEN], [4 * HIDDEN, 4 * HIDDEN]]
-    merged = [node.name for node in graph.node if any(a.name == "splits" for a in node.attribute)]
-    assert merged == [f"transformer_blocks.{index}.attn1.to_q+to_k+to_v" for index in range(LAYERS)]
+    merged = [node for node in graph.node if any(a.name == "splits" for a in node.attribute)]
+    assert [node.name for node in merged] == [
+        f"transformer_blocks.{index}.attn1.to_q+to_k+to_v" for index in range(LAYERS)
+    ]
     made = {output: node for node in graph.node for output in node.output}
-    for node in (node for node in graph.node if node.name in merged):
-        rotation = made[made[node.input[0]].input[0]]
-        assert (rotation.op_type, made[node.input[0]].op_type) == ("MatMul", "Reshape")
+    shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    last = [
+        node
+        for node in graph.node
+        if node.name.startswith("transformer_blocks") and ".ff.net.2." in node.name
+    ]
+    assert len(last) == 3 * LAYERS  # main linear, down and up
+
+    def rotation(node: Any, passed: list[str]) -> str:
+        """The matrix of the product that a node reads, through the operators of these types."""
+        for operator in passed:
+            node = made[node.input[0]]
+            assert node.op_type == operator
+        return node.input[1]
+
+    # One rotation for q, k and v, another for the MLP; one matrix of each side for all blocks.
+    used = {rotation(node, ["Reshape", "MatMul"]) for node in merged}
+    used_last = {
+        rotation(node, ["Add", "Reshape", "MatMul"]) for node in last if not node.name.endswith(".up")
+    }
+    assert len(used) == len(used_last) == 1
+    matrices = [made[name].input[0] if name in made else name for name in (*used, *used_last)]
+    assert [shapes[name] for name in matrices] == [[HIDDEN, HIDDEN], [4 * HIDDEN, 4 * HIDDEN]]

@@ -14,14 +14,17 @@ import torch
 from diffusers.models.attention import BasicTransformerBlock, FeedForward
 from diffusers.models.attention_processor import AttnProcessor2_0
 from tiny_dit import dit_inputs, tiny_dit, tiny_pipeline, tiny_pixart, tiny_sd3
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ditpress
 from ditpress.export.onnx import export_transformer
 from ditpress.fused import FusedAttnProcessor, FusedBlock, FusedFeedForward, fuse, is_fused, unfuse, unfused
 from ditpress.kernels.random_weights import random_linear
+from ditpress.kernels.transforms import ChannelScale
+from ditpress.kernels.wrap import LowRankLinear, TransformedLinear
 from ditpress.load import Role, anatomy_of, load_denoiser, save_pipeline
+from ditpress.load.modules import replace_module
 
 LOW_BIT = (Role.QKV, Role.ATTENTION_OUT, Role.MLP_IN, Role.MLP_OUT)
 
@@ -259,3 +262,33 @@ def test_a_fused_model_exports_as_the_unfused_one(tmp_path: Path) -> None:
     path, _ = export_transformer(model, tmp_path / "fused", [call])
     assert is_fused(model)
     assert path.read_bytes() == (tmp_path / "plain" / path.name).read_bytes()
+
+
+@torch.no_grad()
+def test_wrapped_linears_are_left_to_diffusers() -> None:
+    model, inputs = low_bit_dit()
+    expected, before = run(model, inputs)
+    block = model.transformer_blocks[0]
+    branch = (nn.Linear(64, 2, bias=False), nn.Linear(2, 16, bias=False))
+    for part in branch:
+        nn.init.zeros_(part.weight)
+    one = ChannelScale(torch.ones(16))
+    for old, new in (
+        (block.attn1.to_q, TransformedLinear(one, block.attn1.to_q)),
+        (block.ff.net[2], LowRankLinear(block.ff.net[2], *branch)),
+    ):
+        replace_module(model, old, new)
+    assert torch.equal(run(model, inputs)[0], expected)
+    fuse(model)
+    y, after = run(model, inputs)
+    assert psnr(y, expected) > 50
+    # the attention and the feed-forward of the first block run as they are, the second block fused
+    assert after == {
+        "qlinear": 6,
+        "qlinear_fused": 6,
+        "attention": 1,
+        "modulated": 4,
+        "gelu": 1,
+        "gated": 2,
+    }
+    assert before["qlinear"] == 12

@@ -39,6 +39,7 @@ from ditpress.load import (
 )
 from ditpress.load.anatomy import plain_name
 from ditpress.load.modules import replace_module
+from ditpress.load.quantizer import DitpressConfig
 from ditpress.load.weights import load_transformer
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -169,7 +170,7 @@ def test_saved_and_loaded_is_bit_equal(compressed: Denoiser, tmp_path: Path) -> 
     prefix = "transformer_blocks.0.attn1.to_"
     assert transform_of(loaded, f"{prefix}q") is transform_of(loaded, f"{prefix}v")
     stored = load_file(tmp_path / "model/transformer" / WEIGHTS)
-    assert [name for name in stored if name.startswith(prefix) and "transform" in name] == [
+    assert [name for name in stored if name.startswith(prefix) and ".transform." in name] == [
         f"{prefix}q.transform.signs"
     ]
     inputs = dit_inputs(model)
@@ -227,10 +228,11 @@ def test_dequantized_keeps_its_wrappers_and_its_function(compressed: Denoiser, t
     assert all(torch.equal(model.get_submodule(name).weight, weight) for name, weight in weights.items())
     inputs = dit_inputs(model)
     expected = model(**inputs)[0]
-    model.save_pretrained(tmp_path / "by diffusers")
-    save_transformer(model, tmp_path / "by us")
-    for name in ("by diffusers", "by us"):
-        assert torch.equal(load_transformer(tmp_path / name)(**inputs)[0], expected)
+    label = model.config["quantization_config"]
+    assert label["layers"] == {}
+    assert label["wrappers"] == DitpressConfig.of(compressed.transformer).wrappers
+    save_transformer(model, tmp_path / "float")
+    assert torch.equal(load_transformer(tmp_path / "float")(**inputs)[0], expected)
 
 
 def test_damaged_wrappers_are_named(compressed: Denoiser, tmp_path: Path) -> None:
@@ -252,7 +254,8 @@ def test_damaged_wrappers_are_named(compressed: Denoiser, tmp_path: Path) -> Non
     assert "transformer_blocks.0.ff is a FeedForward, expected a linear" in refused(
         **{"transformer_blocks.0.ff": wrappers[name]}
     )
-    assert "shape" in refused(**{name: {"kind": "low-rank", "rank": RANK + 1}})
+    float_branch = "transformer_blocks.1.ff.net.0.proj"
+    assert "expected shape" in refused(**{float_branch: {"kind": "low-rank", "rank": RANK + 1}})
 
 
 def test_a_broken_sign_is_found(compressed: Denoiser, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -114,10 +115,17 @@ def test_errors_are_those_of_the_layers_that_became_low_bit(denoiser: Denoiser, 
     calls = record_calls(denoiser, samples=1, steps=2, guidance=1.0, seed=0)
     plain = set(denoiser.anatomy.linears(denoiser.transformer))
     wrap_dit(denoiser.transformer)
-    facts = apply_stage(parse_stage("quantize"), denoiser, calls, tmp_path / "quantized")
+    reference = copy.deepcopy(denoiser.transformer)
+    stage = parse_stage({"quantize": {"activations": "none"}})
+    facts = apply_stage(stage, denoiser, calls, tmp_path / "quantized")
     kept = {name for name in plain if "proj_out" in name or ".emb." in name}
     assert set(facts["layer_errors"]) == plain - kept
-    weight, output = facts["layer_errors"]["transformer_blocks.0.ff.net.2"]
+    name = "transformer_blocks.0.ff.net.2"
+    weight, output = facts["layer_errors"][name]
+    basis = torch.cat([torch.zeros(1, 256), torch.eye(256)])
+    before, after = (model.get_submodule(name)(basis).double() for model in (reference, denoiser.transformer))
+    weights = [y[1:] - y[0] for y in (before, after)]  # affine, without rounding of the inputs
+    assert weight == pytest.approx(float((weights[1] - weights[0]).norm() / weights[0].norm()), rel=1e-3)
     assert 0 < weight < 0.3
     assert output > 10
 
