@@ -40,8 +40,8 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str,
                 )
             target = inner
         name = _known(rest[-1], target, override)
-        # null leaves out a group that may be left out; of others the recipe says so when it is read.
-        if isinstance(target[name], dict) and value is not None and not isinstance(value, dict):
+        # null leaves an optional group out; where a group must stand, the recipe refuses it.
+        if isinstance(target[name], dict) and not isinstance(value, dict | None):
             fields = ", ".join(target[name])
             raise InputError(
                 f"--set {override}: {path} is a group of settings; name one of its fields: {fields}"

@@ -96,7 +96,7 @@ def test_vector_formats_are_refused_before_anything_changes(denoiser: Denoiser, 
         lambda denoiser: vectors.apply(denoiser, {}),
     ):
         with pytest.raises(InputError, match=rf"format {name} holds vectors .* such as int4"):
-            call()
+            call(denoiser)
     after = denoiser.transformer.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())

@@ -91,6 +91,10 @@ def test_overrides_reach_sections_and_stages() -> None:
     changed = load_recipe(recipe, ["stages.1.skip=['*.3.*']"])
     assert isinstance(changed, Recipe)
     assert changed.stages[1].skip == ("*.3.*",)
+    assert quantize.low_rank is not None
+    without = load_recipe(recipe, ["quantize.low_rank=null"]).stages[1]
+    assert isinstance(without, Quantize)
+    assert without.low_rank is None
 
 
 def test_null_leaves_out_a_group_that_may_be_left_out() -> None:
@@ -107,6 +111,7 @@ def test_null_leaves_out_a_group_that_may_be_left_out() -> None:
         ("quantize.weights.gruop=64", r'no setting "gruop"; did you mean "group"\?'),
         ("quantise.weights.group=64", r'no setting "quantise"; did you mean "quantize"\?'),
         ("quantize.weights=64", "is a group of settings; name one of its fields: format, group"),
+        ("quantize.weights=null", r"quantize\.weights: input should be a valid dictionary"),
         ("quantize.activations.bits=8", '"activations" is a value and has no fields'),
         ("quantize.weights.group", "expected name=value"),
         ("stages.7.alpha=1", r"expected stages\.N\.field with N one of 0, 1"),
