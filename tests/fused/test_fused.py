@@ -41,9 +41,9 @@ class Calls(TorchDispatchMode):
             name = func.__name__.removesuffix(".default")
             self.count[name] += 1
             if name == "qlinear_fused":
-                self.count["modulated"] += args[8] is not None
-                self.count["gelu"] += args[10]
-                self.count["gated"] += args[11] is not None
+                self.count["modulated"] += args[9] is not None
+                self.count["gelu"] += args[11]
+                self.count["gated"] += args[12] is not None
         return func(*args, **(kwargs or {}))
 
 
