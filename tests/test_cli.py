@@ -110,8 +110,9 @@ def test_dry_run_prints_the_estimate_and_touches_nothing(
     guess = json.loads(capsys.readouterr().out)
     assert not target.exists()
     quantized = {row["role"]: row["format"] for row in guess["roles"] if row["format"] != "as it is"}
-    assert quantized["qkv"].startswith("int4, channel, int8 inputs")  # 64 inputs: one group of 64 is the channel
-    assert quantized["modulation"] == "int8, channel"
+    # 64 inputs: one group of 64 is the channel
+    assert quantized["qkv"].startswith("int4, channel, int8 inputs")
+    assert quantized["modulation"] == "int4, channel"
     assert guess["compressed_bytes"] < guess["original_bytes"]
     assert run("w4a8", str(model), "--dry-run", *SETTINGS) == 0
     assert "effective bits" in capsys.readouterr().out

@@ -63,7 +63,7 @@ class VectorQuantize(Stage):
         default=BlockTuning(), description="block-wise calibration of codebooks and assignments; null: none"
     )
     finetune: Training | None = Field(
-        default=Training(steps=600, calls=2, learning_rate=3e-3),
+        default=Training(steps=600, calls=2, learning_rate=5e-3),
         description="end-to-end tuning of codebooks, scales and biases, assignments fixed; rates are "
         "relative to the size of the parameters; null: none",
     )
