@@ -43,7 +43,10 @@ def test_stages_are_typed_however_they_are_written() -> None:
             r'stages\[0\]: unknown stage "smoth"; did you mean "smooth"\? known: .*quantize, .*smooth',
         ),
         ("stages: [{smooth: {alhpa: 1}}]", r'smooth has no field "alhpa"; did you mean "alpha"\?'),
-        ("stages: [{smooth: {alpha: 2}}]", r'smooth\.alpha: expected a number from 0 to 1, or "search", got 2'),
+        (
+            "stages: [{smooth: {alpha: 2}}]",
+            r'smooth\.alpha: expected a number from 0 to 1, or "search", got 2',
+        ),
         (
             "stages: [{quantize: {weights: {format: int4, gruop: 64}}}]",
             r'quantize\.weights has no field "gruop"; did you mean "group"\?',

@@ -122,7 +122,8 @@ _ROUND_E2M1 = """
     below_four = Less (size, fours)
     rounded = Where (below_four, ones, middle_or_large)
 """
-# ONNX's float8e4m3fn (17) rounds to the nearest, the even one of two, and saturates. 448 / 2e-36 is still finite.
+# ONNX's float8e4m3fn (17) rounds to the nearest, the even one of two, and saturates.
+# 448 / 2e-36 is still finite.
 _E4M3 = """
     magnitude = Abs (h)
     amax = ReduceMax <keepdims = 1> (magnitude, minus_one)
