@@ -1,4 +1,9 @@
-"""Two threads at most: more than the machine has would spin against each other."""
+"""Threads: all the machine has, at most two; with several workers one for each, for more would only spin."""
+
+import os
+
+if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch reads it, and for the programs that tests start
 
 import torch
 

@@ -23,12 +23,15 @@ enum class Activation : int32_t { kNone = 0, kInt8 = 1 };
 // `unit_out` vectors of bytes (see coding.h).
 enum class Coding : int32_t { kBytes, kNibbles, kPairs, kTrits, kVector8x4, kVector6x2 };
 
+// Values up to this magnitude, which those of most 4-bit tables and ternary ones are, leave room for sums in 16 bits.
+constexpr int kSmall = 16;
+
 // How a weight is laid out for one instruction set: panels of `columns` outputs, a decoded panel being
 // [padded K / 4][columns][4 bytes along K], worked on in vectors of `vector_bytes`.
 struct Layout {
   int columns;
   int vector_bytes;
-  int offset;  // a byte of a decoded panel is value + offset (128: unsigned operand of vpdpbusd)
+  int offset;  // a byte of a decoded panel is value + offset, unsigned (0: the value itself, signed)
 };
 
 // The codes of one group of K in one panel to bytes. Whole units are written: `bytes` has room for one unit more.
@@ -57,13 +60,14 @@ struct Int8Job {
   const uint8_t* weights;     // decoded bytes, or packed nibbles when `nibbles`
   const uint8_t* table;       // 16 decoded bytes, for `nibbles`
   bool nibbles;
+  int offset;                 // of the layout
   int64_t groups;
   int64_t group_chunks;       // chunks of 16 per group
   const float* scale;         // [groups][columns of the layout]
   const float* bias;          // [columns of the layout]
   const int8_t* activations;  // [tile][padded K / 16][rows of the tile][16]
   const float* row_scale;     // [m]
-  const int32_t* start;       // [groups][m]: first value of the accumulators, -offset * sum of the group
+  const int32_t* start;       // [groups][m]: -128 * sum of the group, what an offset of 128 in the weights adds too much
   int64_t m;
   int64_t parts;              // a tile holds whole multiples of this many rows
   int64_t tiles, first_tile, last_tile;
@@ -82,7 +86,7 @@ struct RowJob {
   int8_t* q;         // first chunk of this row
   int64_t q_stride;  // bytes from one chunk of the row to the next
   float* scale;      // 1 value
-  int32_t* start;    // [groups], `start_stride` apart; -128 * sum where the layout has offset 128
+  int32_t* start;    // [groups], `start_stride` apart; -128 * sum where a layout has an offset
   int64_t start_stride;
 };
 
@@ -133,7 +137,8 @@ struct SumJob {
 struct Kernels {
   const char* name;
   bool accelerated;  // false: slower than what a host without this library would do
-  Layout (*layout)(bool grouped);
+  // `small`: no decoded value is larger than kSmall.
+  Layout (*layout)(bool grouped, bool small);
   // Whether to decode nibbles inside the kernel (few rows) or once per panel into memory (many rows).
   bool (*decode_inside)(int64_t m);
   int (*tile_rows)(bool grouped, bool nibbles);

@@ -54,6 +54,13 @@ float scale_at(const WeightSource& source, int64_t index) {
                               : static_cast<const float*>(source.scale)[index];
 }
 
+int largest_value(const WeightSource& source) {
+  int largest = 0;
+  for (int i = 0; i < source.entries * source.vector_length; ++i)
+    largest = std::max(largest, std::abs(static_cast<int>(source.codebook[i])));
+  return largest;
+}
+
 }  // namespace
 
 int64_t code_bytes(int64_t count, int entries) {
@@ -79,7 +86,7 @@ Weight::Weight(const WeightSource& source, const Kernels& kernels)
   if (k_ / compute_groups_ > (1 << 17))
     throw std::invalid_argument("a group of " + std::to_string(k_ / compute_groups_) +
                                 " weights can overflow int32 sums");
-  layout_ = kernels.layout(compute_groups_ > 1);
+  layout_ = kernels.layout(compute_groups_ > 1, !folded_ && largest_value(source) <= kSmall);
   padded_group_ = (group_ + kChunk - 1) / kChunk * kChunk;
   padded_k_ = groups_ * padded_group_;
   choose_coding(source);
@@ -134,9 +141,7 @@ void Weight::pack_table(const WeightSource& source) {
 //   byte = floor((value * fold_g + 64) / 128), the rounding of vpmulhrsw
 // after which the product is the one without groups.
 void Weight::pack_scale(const WeightSource& source) {
-  int largest = 0;
-  for (int i = 0; i < source.entries * source.vector_length; ++i)
-    largest = std::max(largest, std::abs(static_cast<int>(source.codebook[i])));
+  const int largest = largest_value(source);
   for (int64_t n = 0; n < n_; ++n) {
     const int64_t column = n % layout_.columns;
     uint8_t* const panel = panels_.data() + n / layout_.columns * panel_bytes_;

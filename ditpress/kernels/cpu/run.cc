@@ -231,7 +231,7 @@ void Weight::run_panel(const Block& block, const Rows& rows, const Share& share,
   const Epilogue epilogue = block.epilogue(column, n_);
   int64_t stride;
   float* const y = block.output(column, &stride);
-  Int8Job job = {p.weights, table_, rows.nibbles, compute_groups_, padded_k_ / compute_groups_ / kChunk, p.scale,
+  Int8Job job = {p.weights, table_, rows.nibbles, layout_.offset, compute_groups_, padded_k_ / compute_groups_ / kChunk, p.scale,
                  p.bias, rows.activations, rows.scale, rows.start, rows.m, parts, rows.tiles, share.first_tile,
                  share.last_tile, y, stride, p.columns, epilogue, nullptr, panel_bytes_};
   if (next >= 0) job.next = panels_.data() + next * panel_bytes_;

@@ -38,7 +38,7 @@ void test_half(const Kernels& kernels) {
 }
 
 void test_decode(const Kernels& kernels, Coding coding, bool folded, Random& random) {
-  const Layout layout = kernels.layout(false);
+  const Layout layout = kernels.layout(false, false);
   const int64_t vectors = 3 * 4 * (layout.columns * 4 / layout.vector_bytes), count = vectors * layout.vector_bytes;
   const int in = unit_in(coding), out = unit_out(coding);
   Guarded<uint8_t> codes(coded_bytes(coding, vectors, layout.vector_bytes));
@@ -98,8 +98,7 @@ void test_quantize(const Kernels& kernels, int64_t group, int64_t groups, int64_
       good &= q[(g * padded + i) / kChunk * stride + i % kChunk] == expected;
       sum += expected;
     }
-    const int offset = kernels.layout(groups > 1).offset;
-    if (offset) good &= start[2 * g] == -offset * sum;
+    if (kernels.layout(groups > 1, true).offset) good &= start[2 * g] == -128 * sum;
   }
   const std::string name = std::to_string(groups) + " groups of " + std::to_string(group);
   check(good, "row to int8: " + name);
@@ -161,7 +160,7 @@ void test_parts(const Kernels& kernels) {
       for (float special : {1.0f, 0.0f, 3e38f, NAN, -INFINITY})
         test_quantize(kernels, group, groups, groups * 2 * kChunk, special, random);
   for (int columns : {1, 7, 16, 31, 64})
-    if (columns <= kernels.layout(false).columns) test_sum(kernels, columns, random);
+    if (columns <= kernels.layout(false, false).columns) test_sum(kernels, columns, random);
   Guarded<float> tiny(20);  // all of it too small
   Guarded<int8_t> q(2 * kChunk);
   Guarded<float> scale(1);

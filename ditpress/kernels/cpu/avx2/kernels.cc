@@ -6,9 +6,11 @@
 namespace ditpress {
 namespace {
 
-Layout layout(bool) { return {avx2::kColumns, avx2::kVector, 0}; }
+Layout layout(bool, bool small) { return {avx2::kColumns, avx2::kVector, small ? kSmall : 0}; }
 bool decode_inside(int64_t) { return false; }
 int tile_rows(bool, bool) { return avx2::kRows; }
+
+void int8_panel(const Int8Job& job) { job.offset ? avx2::small_panel(job) : avx2::int8_panel(job); }
 
 }  // namespace
 
@@ -24,7 +26,7 @@ Kernels avx2_kernels() {
   kernels.residual_row = avx2::residual_row;
   kernels.decode = avx2::decode;
   kernels.widen_half = avx2::widen_half;
-  kernels.int8_panel = avx2::int8_panel;
+  kernels.int8_panel = int8_panel;
   kernels.sum_row = avx2::sum_row;
   kernels.attention = avx2::attention;
   return kernels;
