@@ -16,6 +16,7 @@ from ditpress.calibrate.calls import Call, record_calls
 from ditpress.compress.distill.batches import stratified
 from ditpress.compress.distill.losses import output_energy
 from ditpress.compress.distill.trainer import Training, distill, rate_at
+from ditpress.compress.distill.trajectories import record_trajectories
 from ditpress.errors import InputError, StageError
 from ditpress.load import load_denoiser
 from ditpress.validate.paired import output_sqnr
@@ -136,6 +137,19 @@ def test_only_the_named_parameters_change_at_their_rate() -> None:
     moved = (student.second.weight - start.second.weight).abs()
     torch.testing.assert_close(moved, torch.full_like(moved, 0.001), rtol=1e-2, atol=1e-6)
     assert torch.equal(student.first.bias, start.first.bias)
+
+
+def test_trajectories_carry_the_answers() -> None:
+    denoiser = load_denoiser(tiny_pipeline(seed=3))
+    calls, outputs = record_trajectories(denoiser, samples=3, steps=2, guidance=2.0, seed=5, batch_size=2)
+    assert [len(call.kwargs["hidden_states"]) for call in calls] == [4, 4, 2, 2]
+    with torch.no_grad():
+        for call, output in zip(calls, outputs, strict=True):
+            assert torch.equal(denoiser.transformer(**call.kwargs).sample, output)
+    assert not denoiser.transformer._forward_hooks
+    images = denoiser.sample(range(5, 8), steps=2, guidance=2.0)
+    later = denoiser.sample(range(5, 8), steps=2, guidance=2.0, batch_size=2)
+    torch.testing.assert_close(images, later)  # the classes too are those of one drawing
 
 
 def test_refusals() -> None:

@@ -54,6 +54,7 @@ def distill(
     training: Training,
     groups: Sequence[dict[str, Any]],
     *,
+    targets: Sequence[Tensor] | None = None,
     blocks: Sequence[tuple[str, str]] = (),
     after_step: Callable[[], None] | None = None,
     description: str = "distillation",
@@ -71,6 +72,7 @@ def distill(
         calls: recorded from the teacher.
         groups: parameter groups of AdamW; their "rate" (1 where missing) multiplies the learning rate.
             Whether a parameter of them takes gradients is set here, and unset at the end.
+        targets: the teacher's output of every call, where it is known; else it is computed.
         blocks: names of modules whose outputs are compared, (in the student, in the teacher); needed with
             ``training.features``.
         after_step: called after every optimizer step.
@@ -87,7 +89,8 @@ def distill(
     if training.features and not blocks:
         raise InputError(f"{description}: block outputs shall be compared, but no block is named")
     device = parameters[0].device
-    targets = teacher_outputs(teacher, calls, device)
+    if targets is None:
+        targets = teacher_outputs(teacher, calls, device)
     timesteps = [call.timestep for call in calls]
     energy = output_energy(timesteps, targets)
     peaks = [training.learning_rate * group.get("rate", 1.0) for group in groups]

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal, cast
 from pydantic import Field
 from torch import Tensor, nn
 
-from ditpress.calibrate.calls import Call, record_calls
+from ditpress.calibrate.calls import Call
 from ditpress.compress.distill.trainer import Training, distill
+from ditpress.compress.distill.trajectories import record_trajectories
 from ditpress.compress.quantize.layer import LayerPlan, empty_layer
 from ditpress.compress.quantize.spec import LowRankSpec, WeightSpec
 from ditpress.compress.quantize.stage import Quantize
@@ -45,9 +46,9 @@ SEEDS = 2_000_000  # trajectories of training never start from the noise of cali
 class TernaryTraining(Training):
     """Training of ternary weights. Rates are parts of the size (rms) of what they change."""
 
-    steps: int = Field(default=1200, ge=1, description="optimizer steps")
+    steps: int = Field(default=1000, ge=1, description="optimizer steps")
     learning_rate: float = Field(
-        default=0.02, gt=0, description="peak of the schedule, as a part of the rms of a layer's weights"
+        default=0.01, gt=0, description="peak of the schedule, as a part of the rms of a layer's weights"
     )
     features: float = Field(
         default=0.5, ge=0, description="weight of the error of block outputs beside that of the output"
@@ -88,7 +89,11 @@ class Ternary(Stage):
         ge=1,
         description="rank of an int8 branch beside every ternary linear but modulation; null: none",
     )
-    samples: int = Field(default=64, ge=1, description="images drawn from noise to train on")
+    samples: int = Field(
+        default=256,
+        ge=1,
+        description="images drawn from noise to train on; with too few, what is learned does not carry over",
+    )
     sampling_steps: int | None = Field(
         default=None, ge=1, description="denoising steps of these images; null: the model's own"
     )
@@ -128,14 +133,14 @@ class Ternary(Stage):
         training = self.training
         recorded = self.samples * (self.sampling_steps or denoiser.default_steps)
         each = 3 + (training.features > 0)  # forward, backward twice as much, the teacher's blocks
-        return 2 * recorded + each * training.steps * training.calls * min(self.batch, self.samples)
+        return recorded + each * training.steps * training.calls * min(self.batch, self.samples)
 
     def apply(self, denoiser: Denoiser, statistics: Mapping[Want, Tensor]) -> None:
         teacher = denoiser.transformer
         plans = self.plans(denoiser, teacher)
         student = copy.deepcopy(teacher).requires_grad_(False)
         layers = fake_layers(student, plans)
-        calls = self._trajectories(denoiser)
+        calls, targets = self._trajectories(denoiser)
         if self.norm:
             roles = denoiser.anatomy.linears(teacher)
             start_norms(student, teacher, layers, [n for n in layers if roles[n] is Role.MODULATION], calls)
@@ -150,6 +155,7 @@ class Ternary(Stage):
             calls,
             self.training,
             parameter_groups(layers, Rates(), learned_scales=self.scales == "learned"),
+            targets=targets,
             blocks=[(name, name) for name in blocks],
             after_step=partial(refit, layers) if self.scales == "least-squares" else None,
             description="ternary distillation",
@@ -157,13 +163,12 @@ class Ternary(Stage):
         for name, layer in layers.items():
             replace_module(teacher, teacher.get_submodule(name), harden(layer))
 
-    def _trajectories(self, denoiser: Denoiser) -> list[Call]:
-        return record_calls(
+    def _trajectories(self, denoiser: Denoiser) -> tuple[list[Call], list[Tensor]]:
+        return record_trajectories(
             denoiser,
             samples=self.samples,
             steps=self.sampling_steps or denoiser.default_steps,
             guidance=denoiser.default_guidance if self.guidance is None else self.guidance,
             seed=SEEDS + self.training.seed,
             batch_size=self.batch,
-            description="trajectories",
         )
