@@ -65,8 +65,8 @@ def are_linears(*modules: nn.Module | None) -> bool:
 
 
 def rounds_input(module: nn.Module | None) -> bool:
-    """Whether a linear quantizes its input to int8."""
-    return isinstance(module, QuantizedLinear) and module.activation == "int8"
+    """Whether a linear rounds its input to few bits."""
+    return isinstance(module, QuantizedLinear) and module.activation != "none"
 
 
 def modulated(x: Tensor, modulation: Modulation) -> Tensor:
@@ -78,7 +78,7 @@ def modulated(x: Tensor, modulation: Modulation) -> Tensor:
 def linears(x: Tensor, modules: tuple[nn.Module, ...], modulation: Modulation | None) -> list[Tensor]:
     """What several linears make of the same ``x`` ``[B, T, K]``, modulated before if so asked."""
     if modulation is not None and not all(rounds_input(module) for module in modules):
-        x, modulation = modulated(x, modulation), None  # once for all: only int8 rows are remade in passing
+        x, modulation = modulated(x, modulation), None  # once for all: only rounded rows are remade in passing
     return [linear(x, module, modulation=modulation) for module in modules]
 
 
@@ -109,6 +109,7 @@ def linear(
             module.bias,
             module.activation,
             module.fold_scales,
+            table=module.table,
             shift=None if modulation is None else modulation.shift,
             modulation=None if modulation is None else modulation.scale,
             epsilon=0.0 if modulation is None else modulation.epsilon,

@@ -2,21 +2,51 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from ditpress.errors import InputError
+from ditpress.kernels.activations import ACTIVATIONS
 from ditpress.kernels.packing import BITS, packed_width
 
-ACTIVATIONS = ("int8", "none")
-
 MAX_GROUP = 2**17
-"""Weights that may share a scale with int8 activations: 2**17 products of 127 * 128 still fit int32."""
+"""Weights that may share a scale where activations are rounded: 2**17 products of 127 * 128 still fit int32."""
+
+TABLE_ENTRIES = 16
+"""Entries of each table of a codebook with several of them."""
 
 
-def bits_of(codebook: Tensor) -> float:
-    """Bits per code of a codebook ``[entries, d]``: log2 of the entries, 1.6 for three of them."""
-    return BITS[codebook.shape[0]]
+class LinearArguments(NamedTuple):
+    """The arguments of ``ditpress::qlinear`` behind x, in their order."""
+
+    codes: Tensor
+    scale: Tensor
+    codebook: Tensor
+    bias: Tensor | None
+    activation: str
+    fold_scales: bool = False
+    table: Tensor | None = None
+
+    def check(self, x: Tensor) -> None:
+        """Raise InputError unless the arguments fit each other and ``x``."""
+        check_input(x)
+        check_weight(
+            x.shape[-1],
+            self.codes,
+            self.scale,
+            self.codebook,
+            self.activation,
+            self.fold_scales,
+            self.table,
+        )
+        check_bias(self.bias, self.codes.shape[0])
+
+
+def code_entries(codebook: Tensor, table: Tensor | None) -> int:
+    """Values that a code can take: the entries of the codebook, or of one of its tables."""
+    return int(codebook.shape[0]) if table is None else TABLE_ENTRIES
 
 
 def folds(scale: Tensor, activation: str, fold_scales: bool) -> bool:
@@ -45,18 +75,21 @@ def check_weight(
     codebook: Tensor,
     activation: str,
     fold_scales: bool = False,
+    table: Tensor | None = None,
 ) -> None:
     """Raise InputError unless the weight tensors fit each other, ``in_features`` and the activation."""
     if activation not in ACTIVATIONS:
         raise InputError(f"qlinear activation is {activation!r}, expected one of {', '.join(ACTIVATIONS)}")
     if not isinstance(fold_scales, bool):
         raise InputError(f"qlinear fold_scales is {fold_scales!r}, expected true or false")
-    if codebook.dtype != torch.int8 or codebook.dim() != 2 or int(codebook.shape[0]) not in BITS:
+    if table is not None:
+        _check_table(table, codes, codebook)
+    elif codebook.dtype != torch.int8 or codebook.dim() != 2 or int(codebook.shape[0]) not in BITS:
         raise InputError(
             f"qlinear codebook is {codebook.dtype} {list(codebook.shape)}, expected torch.int8 [entries, d], "
             f"entries one of {', '.join(map(str, BITS))}"
         )
-    entries, length = int(codebook.shape[0]), int(codebook.shape[1])  # constants, also of a symbolic trace
+    entries, length = code_entries(codebook, table), int(codebook.shape[1])  # constants, also of a symbolic trace
     if in_features < 1 or length < 1 or in_features % length:
         raise InputError(f"qlinear codebook vectors of {length} do not divide in_features={in_features}")
     width = packed_width(in_features // length, entries)
@@ -77,7 +110,7 @@ def check_weight(
             f"qlinear scale is {scale.dtype} {list(scale.shape)}, expected torch.float16 or torch.float32 "
             f"[{out_features}, G] with G a divisor of in_features={in_features}"
         )
-    if activation != "int8":
+    if activation == "none":
         return
     if folds(scale, activation, fold_scales):
         if in_features > MAX_GROUP:
@@ -89,6 +122,32 @@ def check_weight(
         raise InputError(
             f"qlinear group of {in_features // scale.shape[1]} weights can overflow int32 sums, "
             f"expected at most {MAX_GROUP}: use smaller groups"
+        )
+
+
+def _check_table(table: Tensor, codes: Tensor, codebook: Tensor) -> None:
+    """A table for every channel, and a codebook that consists of tables."""
+    if codebook.dtype != torch.int8 or codebook.dim() != 2 or codebook.shape[1] != 1:
+        codebook_fits = False
+    else:
+        codebook_fits = 0 < codebook.shape[0] <= 256 * TABLE_ENTRIES and not codebook.shape[0] % TABLE_ENTRIES
+    if not codebook_fits:
+        raise InputError(
+            f"qlinear codebook is {codebook.dtype} {list(codebook.shape)}, expected torch.int8 "
+            f"[tables * {TABLE_ENTRIES}, 1] with a table per channel"
+        )
+    if table.dtype != torch.uint8 or table.shape != codes.shape[:1]:
+        raise InputError(
+            f"qlinear table is {table.dtype} {list(table.shape)}, expected torch.uint8 [{codes.shape[0]}]"
+        )
+
+
+def check_table_values(table: Tensor | None, codebook: Tensor) -> None:
+    """Raise InputError where ``table`` names one that the codebook does not have: reads the numbers."""
+    if table is not None and int(table.max()) * TABLE_ENTRIES >= codebook.shape[0]:
+        raise InputError(
+            f"qlinear table {int(table.max())} is not in a codebook of "
+            f"{codebook.shape[0] // TABLE_ENTRIES} tables of {TABLE_ENTRIES}"
         )
 
 

@@ -1,6 +1,7 @@
 """Group scales multiplied into 8-bit weights: the layer then runs with one scale per output channel.
 
-With the int8 codebook values v of a weight, G > 1 groups and m the largest magnitude in the codebook:
+With the int8 codebook values v of a weight, G > 1 groups and m the largest magnitude in the codebook (in the
+channel's own table of 16, where it has several):
 
     s1[n]   = max_g |scale[n, g]| * m / 127                           (float32, in this order)
     gs[n,g] = rint(128 * scale[n, g] / s1[n])                         (float32, half to even; fits int16)
@@ -16,20 +17,24 @@ import torch
 from torch import Tensor
 
 
-def fold_scales(values: Tensor, scale: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+def fold_scales(
+    values: Tensor, scale: Tensor, codebook: Tensor, table: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Fold the group scales of some output channels.
 
     Args:
         values: whole numbers of the codebook as float32 ``[n, K]``.
         scale: float32 or float16 ``[n, G]``.
         codebook: int8 ``[entries, d]`` that the values are of.
+        table: uint8 ``[n]``, which 16 entries of the codebook each channel uses, or None.
 
     Returns:
         ``(w8, s1)``: int8 ``[n, K]`` and float32 ``[n, 1]``.
     """
     out_features, groups = scale.shape
     scale = scale.float()
-    largest = codebook.float().abs().max()
+    largest = codebook.float().abs()
+    largest = largest.max() if table is None else largest.view(-1, 16).amax(dim=1, keepdim=True)[table.int()]
     # Tensors, because torch turns a quotient with a Python number into a product with a rounded reciprocal.
     peak = scale.abs().amax(dim=1, keepdim=True) * largest
     s1 = peak / torch.full_like(peak, 127.0)

@@ -28,12 +28,15 @@ class Format:
         codebook: ``entries`` tuples of ``vector_length`` integers in [-128, 127]; None: there is no fixed
             table, every layer brings its own.
         vector_length: consecutive weights along K that one code describes (1: scalar quantization).
+        tables: tables of ``entries`` values in the codebook, one below the other; with more than one, every
+            output channel of a layer says which of them its codes mean.
     """
 
     name: str
     entries: int
     codebook: tuple[tuple[int, ...], ...] | None = None
     vector_length: int = 1
+    tables: int = 1
 
     def __post_init__(self) -> None:
         if self.entries not in BITS:
@@ -41,11 +44,14 @@ class Format:
             raise InputError(f"format {self.name!r}: {self.entries} entries, expected {expected}")
         if self.vector_length < 1:
             raise InputError(f"format {self.name!r}: vectors of {self.vector_length}, expected 1 or more")
+        if self.tables < 1 or (self.tables > 1 and (self.entries, self.vector_length) != (16, 1)):
+            raise InputError(f"format {self.name!r}: {self.tables} tables, expected 1, or more of 16 numbers")
         if self.codebook is None:
             return
-        if len(self.codebook) != self.entries:
+        if len(self.codebook) != self.entries * self.tables:
             raise InputError(
-                f"format {self.name!r}: codebook of {len(self.codebook)} entries, expected {self.entries}"
+                f"format {self.name!r}: codebook of {len(self.codebook)} entries, "
+                f"expected {self.entries * self.tables}"
             )
         if any(len(entry) != self.vector_length for entry in self.codebook):
             raise InputError(
@@ -65,7 +71,7 @@ class Format:
         return int(self.codebook_tensor().int().abs().max())
 
     def codebook_tensor(self) -> Tensor:
-        """The codebook as int8 ``[entries, vector_length]`` on the CPU.
+        """The codebook as int8 ``[tables * entries, vector_length]`` on the CPU.
 
         Raises:
             InputError: the format has no fixed table.
@@ -73,7 +79,7 @@ class Format:
         if self.codebook is None:
             raise InputError(
                 f"format {self.name} has no fixed codebook: every layer brings its own, "
-                f"give one of torch.int8 [{self.entries}, {self.vector_length}]"
+                f"give one of torch.int8 [{self.entries * self.tables}, {self.vector_length}]"
             )
         return torch.tensor(self.codebook, dtype=torch.int8)
 
@@ -121,6 +127,7 @@ FORMATS: dict[str, Format] = {
         Format("fp4-e2m1", 16, _minifloat(2, 1)),
         Format("fp4-e1m2", 16, _minifloat(1, 2)),
         Format("fp4-e3m0", 16, _minifloat(3, 0)),
+        Format("fp4", 16, (*_minifloat(2, 1), *_minifloat(1, 2), *_minifloat(3, 0)), tables=3),
         Format("nf4", 16, _normal_float()),
         Format("ternary", 3, ((-1,), (0,), (1,))),
         Format("ternary-2bit", 4, ((-1,), (0,), (1,), (0,))),
@@ -130,7 +137,8 @@ FORMATS: dict[str, Format] = {
 }
 """The known formats by name.
 
-int8 and int4 are offset codes: quantizers use -127..127 and -8..7. ternary packs five codes a byte, 1.6 bits
+int8 and int4 are offset codes: quantizers use -127..127 and -8..7. fp4 has the tables of fp4-e2m1, fp4-e1m2
+and fp4-e3m0, in this order, one of them for every output channel (HQ-DiT, Liu et al. 2024). ternary packs five codes a byte, 1.6 bits
 a weight; ternary-2bit takes 2 bits and never uses its fourth code. vq-256x4 and vq-64x2 (2 and 3 bits a
 weight) are vector quantization with a codebook per layer.
 """

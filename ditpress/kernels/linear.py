@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ditpress.errors import InputError
+from ditpress.kernels.activations import Activation
 from ditpress.kernels.arguments import check_bias, check_weight, folds
 from ditpress.kernels.formats import Format, get_format
 from ditpress.kernels.packing import packed_width
 from ditpress.kernels.qlinear import qlinear
 from ditpress.kernels.reference import dequantize, folded_weight
 
-Activation = Literal["int8", "none"]
+__all__ = ["Activation", "QuantizedLinear", "scale_dtype"]
 
 
 def scale_dtype(group_size: int, in_features: int) -> torch.dtype:
@@ -31,15 +32,18 @@ class QuantizedLinear(nn.Module):
         scale: float32 ``[N, 1]`` or float16 ``[N, G]``.
         codebook: int8 ``[entries, d]``; that of the format, or the layer's own where the format has none.
         bias: float32 ``[N]`` or None.
+        table: uint8 ``[N]``, which table of the codebook a row uses, for formats with several; else None.
 
     Their dtypes are part of the format: ``module.half()`` and the like move but never convert them; only the
     input decides the dtype of the output. Inference only: no gradient goes through it.
 
     Args:
-        codes, scale, bias: the buffers.
+        codes, scale, bias, table: the buffers.
         format: the weight format or its name.
         in_features: K, which packed codes alone do not tell.
-        activation: "int8" quantizes the input per token at run time, "none" multiplies in float32.
+        activation: how the input is rounded at run time (:mod:`ditpress.kernels.activations`): "int8" and
+            "fp8-e4m3" per token, "int4", "uint4" and "fp4-e2m1" per token and group; "none" multiplies in
+            float32.
         codebook: for formats without a fixed one (``vq-...``), and only for those.
         fold_scales: with "int8" and groups, multiply the group scales into 8-bit weights: faster, one more
             rounding of the weight (:mod:`ditpress.kernels.folding`). Else without effect.
@@ -49,6 +53,7 @@ class QuantizedLinear(nn.Module):
     scale: Tensor
     codebook: Tensor
     bias: Tensor | None
+    table: Tensor | None
 
     def __init__(
         self,
@@ -60,11 +65,13 @@ class QuantizedLinear(nn.Module):
         activation: Activation = "int8",
         codebook: Tensor | None = None,
         fold_scales: bool = False,
+        table: Tensor | None = None,
     ) -> None:
         super().__init__()
         fmt = get_format(format) if isinstance(format, str) else format
         codebook = _codebook_of(fmt, codebook).to(codes.device)
-        check_weight(in_features, codes, scale, codebook, activation, fold_scales)
+        _check_whose_table(fmt, table)
+        check_weight(in_features, codes, scale, codebook, activation, fold_scales, table)
         check_bias(bias, codes.shape[0])
         self.in_features = in_features
         self.out_features = codes.shape[0]
@@ -76,6 +83,7 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("scale", scale)
         self.register_buffer("codebook", codebook)
         self.register_buffer("bias", bias)
+        self.register_buffer("table", table)
 
     @classmethod
     def empty(
@@ -112,26 +120,36 @@ class QuantizedLinear(nn.Module):
             bias=torch.zeros(out_features, dtype=torch.float32, device=device) if bias else None,
             activation=activation,
             codebook=(
-                torch.zeros((fmt.entries, fmt.vector_length), dtype=torch.int8, device=device)
+                torch.zeros((fmt.entries * fmt.tables, fmt.vector_length), dtype=torch.int8, device=device)
                 if fmt.codebook is None
                 else None
             ),
             fold_scales=fold_scales,
+            table=torch.zeros(out_features, dtype=torch.uint8, device=device) if fmt.tables > 1 else None,
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., K]`` to ``[..., N]``, computed in float32, returned in the dtype of ``x``."""
         if x.dtype != torch.float32:  # no casts in the exported graph where none are needed
             return self.forward(x.float()).to(x.dtype)
-        return qlinear(x, self.codes, self.scale, self.codebook, self.bias, self.activation, self.fold_scales)
+        return qlinear(
+            x,
+            self.codes,
+            self.scale,
+            self.codebook,
+            self.bias,
+            self.activation,
+            self.fold_scales,
+            self.table,
+        )
 
     def dequantize(self) -> Tensor:
         """The weight that the layer multiplies by, float32 ``[N, K]``; with folded scales the 8-bit one."""
         weight = folded_weight if folds(self.scale, self.activation, self.fold_scales) else dequantize
-        return weight(self.codes, self.scale, self.codebook, self.in_features)
+        return weight(self.codes, self.scale, self.codebook, self.in_features, self.table)
 
     def stored_bits(self) -> int:
-        """Bits that the layer takes in a checkpoint: codes, scales, codebook and bias."""
+        """Bits that the layer takes in a checkpoint: codes, scales, codebook, bias and table."""
         return sum(8 * buffer.numel() * buffer.element_size() for buffer in self.buffers())
 
     def extra_repr(self) -> str:
@@ -151,12 +169,19 @@ class QuantizedLinear(nn.Module):
         return self
 
 
+def _check_whose_table(format: Format, table: Tensor | None) -> None:
+    if format.tables > 1 and table is None:
+        raise InputError(f"format {format.name} has {format.tables} tables: give table, uint8, one per channel")
+    if format.tables == 1 and table is not None:
+        raise InputError(f"format {format.name} has one table: leave table out")
+
+
 def _codebook_of(format: Format, own: Tensor | None) -> Tensor:
     if own is None:
         return format.codebook_tensor()
     if format.codebook is not None:
         raise InputError(f"format {format.name} has a fixed codebook: leave the layer's own one out")
-    expected = (format.entries, format.vector_length)
+    expected = (format.entries * format.tables, format.vector_length)
     if own.dtype != torch.int8 or own.shape != expected:
         raise InputError(
             f"codebook of format {format.name} is {own.dtype} {list(own.shape)}, "

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from ditpress.kernels.arguments import check_bias, check_epilogue, check_input, check_prologue, check_weight
+from ditpress.kernels.arguments import (
+    LinearArguments,
+    check_bias,
+    check_epilogue,
+    check_input,
+    check_prologue,
+)
 from ditpress.kernels.cpu.weights import Fusion, packed_weight
 from ditpress.kernels.reference_fused import qlinear_fused_reference
 
 _library = torch.library.Library("ditpress", "FRAGMENT")
 _library.define(
     "qlinear_fused(Tensor x, Tensor codes, Tensor scale, Tensor codebook, Tensor? bias, str activation, "
-    "bool fold_scales, Tensor? shift, Tensor? modulation, float epsilon, bool gelu, Tensor? gate, "
+    "bool fold_scales, Tensor? table, Tensor? shift, Tensor? modulation, float epsilon, bool gelu, Tensor? gate, "
     "Tensor? residual) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
@@ -27,6 +35,7 @@ def qlinear_fused(
     activation: str,
     fold_scales: bool = False,
     *,
+    table: Tensor | None = None,
     shift: Tensor | None = None,
     modulation: Tensor | None = None,
     epsilon: float = 1e-6,
@@ -37,13 +46,13 @@ def qlinear_fused(
     """:func:`~ditpress.kernels.qlinear.qlinear` with optional steps before and after it, in this order:
 
     1. ``x = layer_norm(x) * (1 + modulation) + shift`` where both are given (no affine in the norm)
-    2. ``y = qlinear(x, codes, scale, codebook, bias, activation, fold_scales)``
+    2. ``y = qlinear(x, codes, scale, codebook, bias, activation, fold_scales, table)``
     3. ``y = gelu(y)`` in the tanh form, with ``gelu``
     4. ``y = gate * y + residual`` where both are given
 
     Args:
         x: float32 ``[B, ..., K]``; one dimension is enough where nothing is per sample.
-        codes, scale, codebook, bias, activation, fold_scales: as in ``qlinear``.
+        codes, scale, codebook, bias, activation, fold_scales, table: as in ``qlinear``.
         shift, modulation: float32 ``[B, 1, K]`` or ``[B, K]``, a row per sample (B = 1: for all), or None.
         epsilon: of the layer norm.
         gelu: not together with ``gate``.
@@ -64,6 +73,7 @@ def qlinear_fused(
         bias,
         activation,
         fold_scales,
+        table,
         shift,
         modulation,
         epsilon,
@@ -73,94 +83,39 @@ def qlinear_fused(
     )
 
 
-def check_fused(
-    x: Tensor,
-    codes: Tensor,
-    scale: Tensor,
-    codebook: Tensor,
-    bias: Tensor | None,
-    activation: str,
-    fold_scales: bool,
-    shift: Tensor | None,
-    modulation: Tensor | None,
-    epsilon: float,
-    gelu: bool,
-    gate: Tensor | None,
-    residual: Tensor | None,
-) -> None:
-    """Raise InputError unless the arguments of ``qlinear_fused`` fit each other."""
+def _split(x: Tensor, arguments: tuple[Any, ...]) -> tuple[LinearArguments, Fusion]:
+    """The arguments behind x; raises InputError unless the weight-independent ones fit ``x``."""
+    count = len(LinearArguments._fields)
+    linear, around = LinearArguments(*arguments[:count]), Fusion(*arguments[count:])
     check_input(x)
-    check_weight(x.shape[-1], codes, scale, codebook, activation, fold_scales)
-    check_bias(bias, codes.shape[0])
-    check_prologue(x, shift, modulation, epsilon)
-    check_epilogue(x, codes.shape[0], gelu, gate, residual)
+    check_prologue(x, around.shift, around.modulation, around.epsilon)
+    return linear, around
 
 
-def _default(
-    x: Tensor,
-    codes: Tensor,
-    scale: Tensor,
-    codebook: Tensor,
-    bias: Tensor | None,
-    activation: str,
-    fold_scales: bool,
-    shift: Tensor | None,
-    modulation: Tensor | None,
-    epsilon: float,
-    gelu: bool,
-    gate: Tensor | None,
-    residual: Tensor | None,
-) -> Tensor:
-    linear = (x, codes, scale, codebook, bias, activation, fold_scales)
-    around = (shift, modulation, epsilon, gelu, gate, residual)
-    check_fused(*linear, *around)
-    return qlinear_fused_reference(*linear, *around)
+def _check(x: Tensor, linear: LinearArguments, around: Fusion) -> None:
+    linear.check(x)
+    check_epilogue(x, linear.codes.shape[0], around.gelu, around.gate, around.residual)
 
 
-def _cpu(
-    x: Tensor,
-    codes: Tensor,
-    scale: Tensor,
-    codebook: Tensor,
-    bias: Tensor | None,
-    activation: str,
-    fold_scales: bool,
-    shift: Tensor | None,
-    modulation: Tensor | None,
-    epsilon: float,
-    gelu: bool,
-    gate: Tensor | None,
-    residual: Tensor | None,
-) -> Tensor:
-    check_input(x)
-    weight = packed_weight(x.shape[-1], codes, scale, codebook, activation, fold_scales)
-    around = (shift, modulation, epsilon, gelu, gate, residual)
+def _default(x: Tensor, *arguments: Any) -> Tensor:
+    _check(x, *_split(x, arguments))
+    return qlinear_fused_reference(x, *arguments)
+
+
+def _cpu(x: Tensor, *arguments: Any) -> Tensor:
+    linear, around = _split(x, arguments)
+    weight = packed_weight(x.shape[-1], linear)
     if weight is None:
-        return _default(x, codes, scale, codebook, bias, activation, fold_scales, *around)
-    check_bias(bias, weight.out_features)
-    check_prologue(x, shift, modulation, epsilon)
-    check_epilogue(x, weight.out_features, gelu, gate, residual)
-    return weight.run(x, bias, Fusion(*around))
+        return _default(x, *arguments)
+    check_bias(linear.bias, weight.out_features)
+    check_epilogue(x, weight.out_features, around.gelu, around.gate, around.residual)
+    return weight.run(x, linear.bias, around)
 
 
-def _fake(
-    x: Tensor,
-    codes: Tensor,
-    scale: Tensor,
-    codebook: Tensor,
-    bias: Tensor | None,
-    activation: str,
-    fold_scales: bool,
-    shift: Tensor | None,
-    modulation: Tensor | None,
-    epsilon: float,
-    gelu: bool,
-    gate: Tensor | None,
-    residual: Tensor | None,
-) -> Tensor:
-    linear = (x, codes, scale, codebook, bias, activation, fold_scales)
-    check_fused(*linear, shift, modulation, epsilon, gelu, gate, residual)
-    return x.new_empty((*x.shape[:-1], codes.shape[0]))
+def _fake(x: Tensor, *arguments: Any) -> Tensor:
+    linear, around = _split(x, arguments)
+    _check(x, linear, around)
+    return x.new_empty((*x.shape[:-1], linear.codes.shape[0]))
 
 
 _library.impl("qlinear_fused", _default, "CompositeExplicitAutograd")

@@ -68,18 +68,25 @@ def random_linear(
     generator = torch.Generator().manual_seed(seed)
     own = None
     if fmt.codebook is None:
-        own = (torch.randn((fmt.entries, length), generator=generator) * 40).round().clamp(-127, 127)
-        own = own.to(torch.int8)
-    table = fmt.codebook_tensor() if own is None else own
-    deviation = float(table.float().square().mean().sqrt()) * math.sqrt(in_features)
+        own = (torch.randn((fmt.entries * fmt.tables, length), generator=generator) * 40).round()
+        own = own.clamp(-127, 127).to(torch.int8)
+    codebook = fmt.codebook_tensor() if own is None else own
+    # of the values of every table
+    deviation = codebook.float().view(fmt.tables, -1).square().mean(dim=1).sqrt() * math.sqrt(in_features)
+    table = None
+    if fmt.tables > 1:
+        table = torch.randint(0, fmt.tables, (out_features,), generator=generator).to(torch.uint8)
     scale = torch.rand((out_features, in_features // group_size), generator=generator) + 0.5
     return QuantizedLinear(
         random_codes(out_features, in_features // length, fmt.entries, generator),
-        (scale / deviation).to(scale_dtype(group_size, in_features)),
+        (scale / deviation[0 if table is None else table.long()].view(-1, 1)).to(
+            scale_dtype(group_size, in_features)
+        ),
         fmt,
         in_features,
         torch.randn(out_features, generator=generator) * 0.1 if bias else None,
         activation,
         own,
         fold_scales,
+        table,
     )

@@ -44,6 +44,7 @@ def qlinear_fused_reference(
     bias: Tensor | None,
     activation: str,
     fold_scales: bool,
+    table: Tensor | None,
     shift: Tensor | None,
     modulation: Tensor | None,
     epsilon: float,
@@ -54,7 +55,7 @@ def qlinear_fused_reference(
     """See :func:`ditpress.kernels.qlinear_fused.qlinear_fused`; arguments are taken as checked."""
     if shift is not None and modulation is not None:
         x = layer_norm_modulate(x, shift, modulation, epsilon)
-    y = qlinear_reference(x, codes, scale, codebook, bias, activation, fold_scales)
+    y = qlinear_reference(x, codes, scale, codebook, bias, activation, fold_scales, table)
     if gelu:
         y = gelu_tanh(y)
     if gate is not None and residual is not None:

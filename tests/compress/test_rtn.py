@@ -12,7 +12,7 @@ from ditpress.compress.quantize.rtn import CLIP_RATIOS, round_to_nearest, search
 from ditpress.errors import InputError
 from ditpress.kernels.formats import FORMATS, Format
 
-SCALARS = [name for name, format in FORMATS.items() if format.vector_length == 1]
+SCALARS = [name for name, format in FORMATS.items() if format.vector_length == format.tables == 1]
 
 
 def table(format: Format) -> np.ndarray:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from qlinear_cases import ALL, fold_factors, make_case, values64, weights64
+from qlinear_cases import ALL, fold_factors, largest, make_case, values64, weights64
 
 from ditpress.kernels.folding import fold_scales
 from ditpress.kernels.reference import dequantize
@@ -35,8 +35,8 @@ def test_weights_are_those_of_exact_integers(
         scale[1] = -scale[1]
     case.scale = scale.clamp(-6e4, 6e4).half() if half else scale
     values = values64(case)
-    w8, s1 = fold_scales(torch.from_numpy(values).float(), case.scale, case.codebook)
-    factors, expected_s1 = fold_factors(case.scale.numpy().astype(np.float32), case.codebook.numpy())
+    w8, s1 = fold_scales(torch.from_numpy(values).float(), case.scale, case.codebook, case.table)
+    factors, expected_s1 = fold_factors(case.scale.numpy().astype(np.float32), largest(case))
     assert np.array_equal(s1.numpy(), expected_s1)
     assert np.abs(factors).max() < 2**15
     for row in range(7):
@@ -54,7 +54,7 @@ def test_weights_are_those_of_exact_integers(
 def test_folded_weights_are_within_one_step_of_the_exact_ones(name: str) -> None:
     case = make_case(name, 1, 50, 16, 6, half=True)
     case.scale[:, 2] *= 20
-    _, s1 = fold_factors(case.scale.float().numpy(), case.codebook.numpy())
+    _, s1 = fold_factors(case.scale.float().numpy(), largest(case))
     exact, folded = weights64(case), weights64(case, fold=True)
     assert np.all(np.abs(folded - exact) <= 1.0001 * s1)
     # One rounding to 8 bits of the channel costs little where groups are alike.

@@ -68,6 +68,14 @@ def test_ternary() -> None:
     assert (get_format("ternary").bits, get_format("ternary-2bit").bits) == (1.6, 2)
 
 
+def test_fp4_holds_the_three_layouts() -> None:
+    """Magnitudes in their smallest steps, and the sign in the high bit of the code."""
+    table = get_format("fp4").codebook_tensor().view(3, 2, 8).tolist()
+    magnitudes = [[0, 1, 2, 3, 4, 6, 8, 12], list(range(8)), [0, 1, 2, 4, 8, 16, 32, 64]]
+    assert table == [[part, [-value for value in part]] for part in magnitudes]
+    assert table[0] == get_format("fp4-e2m1").codebook_tensor().view(2, 8).tolist()
+
+
 def test_properties() -> None:
     for name, fmt in FORMATS.items():
         assert fmt.name == name
@@ -76,7 +84,7 @@ def test_properties() -> None:
             continue
         table = fmt.codebook_tensor()
         assert table.dtype == torch.int8
-        assert tuple(table.shape) == (fmt.entries, fmt.vector_length)
+        assert tuple(table.shape) == (fmt.entries * fmt.tables, fmt.vector_length)
         assert fmt.max_abs == int(table.int().abs().max())
     assert Format("vq", 4, ((0, 1, 2), (3, 4, 5), (-6, 7, 8), (9, 1, 2)), 3).bits == 2
 
@@ -99,13 +107,19 @@ def test_vector_formats_have_no_table(name: str, entries: int, length: int, bits
         (2, ((0,), (0, 1)), 1, "must hold 1 integers"),
         (2, ((0,), (200,)), 1, r"\[-128, 127\]"),
         (2, None, 0, "vectors of 0"),
+        (16, ((0,),) * 16, (1, 3), "codebook of 16 entries, expected 48"),
+        (4, None, (1, 2), "2 tables, expected 1, or more of 16 numbers"),
     ],
 )
 def test_bad_formats_are_refused(
-    entries: int, codebook: tuple[tuple[int, ...], ...] | None, length: int, message: str
+    entries: int,
+    codebook: tuple[tuple[int, ...], ...] | None,
+    length: int | tuple[int, int],
+    message: str,
 ) -> None:
+    length, tables = length if isinstance(length, tuple) else (length, 1)
     with pytest.raises(InputError, match=message):
-        Format("bad", entries, codebook, length)
+        Format("bad", entries, codebook, length, tables)
 
 
 def test_unknown_name_lists_the_known_ones() -> None:

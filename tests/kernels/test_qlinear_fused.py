@@ -136,7 +136,7 @@ def test_opcheck(case: Case, gelu: bool) -> None:
     t = around()
     epilogue = (None, None) if gelu else (t["gate"], t["residual"])
     torch.library.opcheck(
-        OP, (*case.arguments("int8"), True, t["shift"], t["modulation"], 1e-6, gelu, *epilogue)
+        OP, (*case.arguments("int8"), True, None, t["shift"], t["modulation"], 1e-6, gelu, *epilogue)
     )
 
 
@@ -162,7 +162,7 @@ def test_opcheck(case: Case, gelu: bool) -> None:
 def test_bad_arguments_are_named(case: Case, change: dict[str, Any], message: str) -> None:
     names = ("x", "codes", "scale", "codebook", "bias", "activation")
     arguments: dict[str, Any] = dict(zip(names, case.arguments("int8"), strict=True))
-    arguments |= {"fold_scales": False, "epsilon": 1e-6, "gelu": False, **around(), **change}
+    arguments |= {"fold_scales": False, "table": None, "epsilon": 1e-6, "gelu": False, **around(), **change}
     for device in ("cpu", "meta"):
         on_device = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in arguments.items()}
         with pytest.raises(InputError, match=message):

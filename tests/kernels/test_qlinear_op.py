@@ -8,13 +8,16 @@ import subprocess
 import sys
 import warnings
 import weakref
+from collections.abc import Callable
 
 import pytest
 import torch
-from qlinear_cases import ALL, make_case, supported_paths
+from qlinear_cases import ALL, Case, make_case, supported_paths
 
 from ditpress.errors import InputError
 from ditpress.kernels import cpu
+from ditpress.kernels.activations import ACTIVATIONS
+from ditpress.kernels.arguments import LinearArguments
 from ditpress.kernels.cpu.weights import packed_weight
 from ditpress.kernels.qlinear import qlinear
 from ditpress.kernels.reference import qlinear_reference
@@ -24,12 +27,12 @@ needs_library = pytest.mark.skipif(cpu.library_path() is None, reason="the C++ k
 OP = torch.ops.ditpress.qlinear.default
 
 
-@pytest.mark.parametrize("activation", ["int8", "none"])
+@pytest.mark.parametrize("activation", ["int8", "none", "fp4-e2m1"])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("fold", [False, True])
 def test_opcheck(activation: str, bias: bool, fold: bool) -> None:
-    case = make_case("fp4-e2m1", 6, 10, 16, 2, half=True, bias=bias)
-    torch.library.opcheck(OP, (*case.arguments(activation), fold))
+    case = make_case("fp4" if fold else "fp4-e2m1", 6, 10, 16, 2, half=True, bias=bias)
+    torch.library.opcheck(OP, case.all_arguments(activation, fold))
 
 
 def test_leading_dimensions_and_strides() -> None:
@@ -50,9 +53,10 @@ def test_op_equals_its_definition() -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("activation", [name for name in ACTIVATIONS if name != "none"])
 @pytest.mark.parametrize("fold", [False, True])
-def test_every_coding_equals_its_definition(name: str, fold: bool) -> None:
-    arguments = (*make_case(name, 5, 9, 16, 3, half=True).arguments("int8"), fold)
+def test_every_coding_equals_its_definition(name: str, activation: str, fold: bool) -> None:
+    arguments = make_case(name, 5, 9, 16, 3, half=True).all_arguments(activation, fold)
     assert torch.equal(qlinear(*arguments), qlinear_reference(*arguments))
 
 
@@ -61,15 +65,20 @@ def test_folding_matters_only_with_groups_and_int8() -> None:
     exact, folded = (qlinear(*grouped.arguments("int8"), fold) for fold in (False, True))
     assert not torch.equal(folded, exact)
     torch.testing.assert_close(folded, exact, rtol=0, atol=0.01 * float(exact.abs().max()))
-    for arguments in (single.arguments("int8"), grouped.arguments("none"), single.arguments("none")):
+    others = [grouped.arguments(name) for name in ACTIVATIONS if name != "int8"]
+    for arguments in (single.arguments("int8"), single.arguments("none"), *others):
         assert torch.equal(qlinear(*arguments, True), qlinear(*arguments, False))
+
+
+def linear_arguments(case: Case) -> LinearArguments:
+    return LinearArguments(*case.all_arguments("int8")[1:])
 
 
 @needs_library
 @pytest.mark.skipif(cpu.isa() == "reference", reason="the C++ kernels are switched off")
 def test_packed_copy_follows_the_tensors() -> None:
     case = make_case("int4", 4, 8, 16, 2)
-    arguments = (32, case.codes, case.scale, case.codebook, "int8")
+    arguments = (32, linear_arguments(case))
     first = packed_weight(*arguments)
     assert first is not None
     assert packed_weight(*arguments) is first
@@ -79,9 +88,9 @@ def test_packed_copy_follows_the_tensors() -> None:
     assert torch.equal(qlinear(*case.arguments("int8")), qlinear_reference(*case.arguments("int8")))
     case.codes.data = case.codes.flip(0)  # other memory
     assert torch.equal(qlinear(*case.arguments("int8")), qlinear_reference(*case.arguments("int8")))
-    other = packed_weight(32, case.codes, case.scale.clone(), case.codebook, "int8")
+    other = packed_weight(32, linear_arguments(case)._replace(scale=case.scale.clone()))
     assert other is not first
-    assert packed_weight(32, case.codes, case.scale, case.codebook, "none") is not other
+    assert packed_weight(32, linear_arguments(case)._replace(activation="none")) is not other
 
     with torch.inference_mode():
         inside = make_case("int4", 4, 8, 16, 2)
@@ -93,7 +102,7 @@ def test_packed_copy_follows_the_tensors() -> None:
 def test_packed_copy_dies_with_the_codes() -> None:
     case = make_case("int4", 4, 8, 16, 2)
     qlinear(*case.arguments("int8"))
-    packed = weakref.ref(packed_weight(32, case.codes, case.scale, case.codebook, "int8"))
+    packed = weakref.ref(packed_weight(32, linear_arguments(case)))
     assert packed() is not None
     del case
     gc.collect()
@@ -114,7 +123,13 @@ def test_packed_copy_dies_with_the_codes() -> None:
         ({"codebook": torch.zeros(3, 1, dtype=torch.int8)}, r"expected torch.uint8 \[N, 7\]"),
         ({"codebook": torch.zeros(16, 3, dtype=torch.int8)}, "vectors of 3 do not divide in_features=32"),
         ({"bias": torch.zeros(7)}, r"bias is torch.float32 \[7\], expected torch.float32 \[8\]"),
-        ({"activation": "int4"}, "activation is 'int4'"),
+        ({"activation": "int5"}, "activation is 'int5'"),
+        ({"table": torch.zeros(8, dtype=torch.uint8)[:7]}, r"table is torch.uint8 \[7\], expected .* \[8\]"),
+        ({"table": torch.zeros(8)}, "table is torch.float32"),
+        (
+            {"codebook": torch.zeros(24, 1, dtype=torch.int8), "table": torch.zeros(8, dtype=torch.uint8)},
+            r"codebook is torch.int8 \[24, 1\], expected torch.int8 \[tables \* 16, 1\]",
+        ),
     ],
 )
 def test_bad_arguments_name_the_tensor(change: dict[str, object], message: str) -> None:
@@ -125,6 +140,15 @@ def test_bad_arguments_name_the_tensor(change: dict[str, object], message: str) 
         on_device = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
         with pytest.raises(InputError, match=message):
             OP(**on_device)
+
+
+@pytest.mark.parametrize("function", [qlinear, qlinear_reference])
+def test_tables_that_are_not_there(function: Callable[..., torch.Tensor]) -> None:
+    case = make_case("fp4", 2, 8, 16, 2)
+    assert case.table is not None
+    case.table[5] = 3
+    with pytest.raises(InputError, match="table 3 is not in a codebook of 3 tables of 16"):
+        function(*case.all_arguments("int8"))
 
 
 def test_groups_that_could_overflow_are_refused() -> None:
@@ -149,6 +173,8 @@ def test_groups_that_could_overflow_are_refused() -> None:
 SCRIPT = """
 import torch
 from ditpress.kernels import cpu
+from ditpress.kernels.activations import ACTIVATIONS
+from ditpress.kernels.arguments import LinearArguments
 from ditpress.kernels.formats import get_format
 from ditpress.kernels.qlinear import qlinear
 from ditpress.kernels.reference import qlinear_reference

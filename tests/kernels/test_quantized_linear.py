@@ -8,7 +8,7 @@ from torch import nn
 
 from ditpress.errors import InputError
 from ditpress.kernels.formats import FORMATS, get_format
-from ditpress.kernels.linear import QuantizedLinear, scale_dtype
+from ditpress.kernels.linear import Activation, QuantizedLinear, scale_dtype
 from ditpress.kernels.packing import pack
 from ditpress.kernels.random_weights import random_linear
 
@@ -122,13 +122,18 @@ def test_whose_codebook() -> None:
         QuantizedLinear(codes, scale, "vq-256x4", 36, codebook=torch.zeros(256, 2, dtype=torch.int8))
     with pytest.raises(InputError, match="int4 has a fixed codebook"):
         QuantizedLinear(codes, scale, "int4", 18, codebook=torch.zeros(16, 1, dtype=torch.int8))
+    with pytest.raises(InputError, match="fp4 has 3 tables: give table"):
+        QuantizedLinear(codes, scale, "fp4", 18)
+    with pytest.raises(InputError, match="int4 has one table: leave table out"):
+        QuantizedLinear(codes, scale, "int4", 18, table=torch.zeros(3, dtype=torch.uint8))
     with pytest.raises(InputError, match="fold_scales is 'yes', expected true or false"):
         QuantizedLinear.empty(36, 3, "int4", 12, "int8", bias=True, fold_scales="yes")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("activation", ["int8", "none"])
-def test_export_keeps_one_op(activation: str) -> None:
-    layer = make_layer(activation)
+@pytest.mark.parametrize("activation", ["int8", "none", "uint4"])
+@pytest.mark.parametrize("format", ["int4", "fp4"])
+def test_export_keeps_one_op(format: str, activation: Activation) -> None:
+    layer = random_linear(32, 10, format, 16, activation)
     x = torch.randn(3, 4, 32)
     program = torch.export.export(layer, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
     targets = [node.target for node in program.graph.nodes if node.op == "call_function"]

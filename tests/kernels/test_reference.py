@@ -8,28 +8,29 @@ import torch
 from qlinear_cases import ALL, expected64, make_case, weights64
 
 from ditpress.kernels import reference
+from ditpress.kernels.activations import ACTIVATIONS, quantize_activations
 from ditpress.kernels.packing import pack
-from ditpress.kernels.reference import dequantize, qlinear_reference, quantize_rows
+from ditpress.kernels.reference import dequantize, qlinear_reference
 
 EPS = 2.0**-23
 
 
 @pytest.mark.parametrize("fold", [False, True])
-@pytest.mark.parametrize("activation", ["int8", "none"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize(("group", "groups"), [(48, 1), (16, 3), (7, 4), (1, 8)])
 @pytest.mark.parametrize("name", ALL)
 def test_reference_against_float64(name: str, group: int, groups: int, activation: str, fold: bool) -> None:
     case = make_case(name, 9, 11, group, groups, half=groups > 1)
     expected, size = expected64(case, activation, fold and groups > 1)
-    y = qlinear_reference(*case.arguments(activation), fold).numpy()
-    # int8: one rounding per group and one at the end. none: K products and additions.
-    steps = groups + 1 if activation == "int8" else group * groups + 2
+    y = qlinear_reference(*case.all_arguments(activation, fold)).numpy()
+    # One or two roundings per group and a few at the end. none: K products and additions.
+    steps = group * groups + 2 if activation == "none" else 2 * groups + 4
     assert np.all(np.abs(y - expected) <= steps * EPS * size)
 
 
 def test_quantized_rows_round_half_to_even() -> None:
     x = torch.tensor([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -126.6]])
-    q, a = quantize_rows(x)
+    q, a = quantize_activations(x, "int8", 7)
     assert q.tolist() == [[127, 0, 2, 2, 0, -2, -127]]
     assert a.tolist() == [[1.0]]
 
@@ -40,7 +41,7 @@ def test_row_factors_are_rounded_once() -> None:
     amax = generator.uniform(1e-6, 1e6, (2000, 1)).astype(np.float32)
     ties = (np.arange(126) + 0.5) * amax / 127
     x = np.concatenate([amax, ties.astype(np.float32)], axis=1)
-    q, a = quantize_rows(torch.from_numpy(x))
+    q, a = quantize_activations(torch.from_numpy(x), "int8", 127)
     assert np.array_equal(a.numpy(), amax / np.float32(127))
     assert np.array_equal(q.numpy(), np.rint(x * (np.float32(127) / amax)))
 
@@ -92,14 +93,15 @@ def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> Non
     assert torch.equal(qlinear_reference(*case.arguments("int8")), whole)
 
 
-def test_rows_without_a_scale() -> None:
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_rows_without_a_scale(activation: str) -> None:
     """A zero row and one too small to divide by give the bias, a row with NaN or infinity gives NaN."""
     case = make_case("int4", 6, 5, 8, 2)
     case.x[0], case.x[1] = 0.0, 1e-40
     case.x[2, 3], case.x[3, 3], case.x[4, 3] = torch.nan, torch.inf, -torch.inf
-    y = qlinear_reference(*case.arguments("int8"))
+    y = qlinear_reference(*case.arguments(activation))
     assert case.bias is not None
     assert torch.equal(y[0], case.bias)
-    assert torch.equal(y[1], case.bias)
+    torch.testing.assert_close(y[1], case.bias, rtol=0, atol=0 if activation != "none" else 1e-38)
     assert y[2:5].isnan().all()
     assert y[5].isfinite().all()

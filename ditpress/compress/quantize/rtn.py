@@ -83,6 +83,11 @@ def check_format(format: Format) -> None:
             f"format {format.name} holds vectors of {format.vector_length} weights; round to nearest "
             "takes formats of single values, such as int4 or fp4-e2m1"
         )
+    if format.tables > 1:
+        raise InputError(
+            f"format {format.name} has {format.tables} tables; round to nearest takes formats of one, "
+            "such as int4 or fp4-e2m1"
+        )
 
 
 def split_groups(weight: Tensor, group_size: int, name: str = "weight") -> Tensor:

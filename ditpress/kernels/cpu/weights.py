@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ditpress.errors import InputError
-from ditpress.kernels.arguments import check_weight
+from ditpress.kernels.arguments import LinearArguments, check_table_values, check_weight
 from ditpress.kernels.cpu import isa, last_error, load
 
 
@@ -40,8 +40,8 @@ class PackedWeight:
     """A weight ``[N, K]`` repacked into panels by the library; freed with this object.
 
     Args:
-        in_features, codes, scale, codebook, activation: as in ``ditpress::qlinear``, checked,
-            vector length 1, 4 or 8 bits.
+        in_features, codes, scale, codebook, activation, fold_scales, table: as in ``ditpress::qlinear``,
+            checked.
         path: instruction set to pack for and run on, default :func:`ditpress.kernels.cpu.isa`.
     """
 
@@ -55,12 +55,14 @@ class PackedWeight:
         path: str | None = None,
         *,
         fold_scales: bool = False,
+        table: Tensor | None = None,
     ) -> None:
         library = load()
         if library is None:
             raise InputError("the C++ kernels were not built: reinstall ditpress with a compiler")
         self.in_features, self.out_features = in_features, codes.shape[0]
         codes, scale, codebook = codes.contiguous(), scale.contiguous(), codebook.contiguous()
+        table = None if table is None else table.contiguous()
         self._library = library
         self._handle = library.ditpress_weight_create(
             codes.data_ptr(),
@@ -118,8 +120,7 @@ class _Entry:
     """A packed weight and what it was made of, to see whether it still holds."""
 
     state: tuple[object, ...]
-    scale: weakref.ref[Tensor]
-    codebook: weakref.ref[Tensor]
+    made_of: tuple[weakref.ref[Tensor] | None, ...]
     weight: PackedWeight
 
 
@@ -127,41 +128,44 @@ class _Entry:
 _cache: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
-def packed_weight(
-    in_features: int,
-    codes: Tensor,
-    scale: Tensor,
-    codebook: Tensor,
-    activation: str,
-    fold_scales: bool = False,
-) -> PackedWeight | None:
+def packed_weight(in_features: int, given: LinearArguments) -> PackedWeight | None:
     """The packed form of a weight on the CPU, made at its first use and again after an in-place change.
 
     Returns None under ``DITPRESS_ISA=reference``. A change through ``.data`` or numpy does not move torch's
     version counter and is not seen.
     """
+    codes, scale, codebook, _, activation, fold_scales, table = given
     entries: dict[tuple[str, bool], _Entry] | None = _cache.get(codes)
     kind = activation, fold_scales
-    state = (in_features, _state(codes), _state(scale), _state(codebook))
+    parts = scale, codebook, table
+    state = (in_features, _state(codes), *map(_state, parts))
     if entries is not None:
         entry = entries.get(kind)
         if (
             entry is not None
             and entry.state == state
-            and entry.scale() is scale
-            and entry.codebook() is codebook
+            and all(
+                (None if held is None else held()) is part
+                for held, part in zip(entry.made_of, parts, strict=True)
+            )
         ):
             return entry.weight
-    check_weight(in_features, codes, scale, codebook, activation, fold_scales)
-    if isa() == "reference":
+    check_weight(in_features, codes, scale, codebook, activation, fold_scales, table)
+    if isa() == "reference" or activation not in ("int8", "none") or table is not None:
         return None
-    weight = PackedWeight(in_features, codes, scale, codebook, activation, fold_scales=fold_scales)
+    check_table_values(table, codebook)
+    weight = PackedWeight(
+        in_features, codes, scale, codebook, activation, fold_scales=fold_scales, table=table
+    )
     if entries is None:
         entries = _cache[codes] = {}
-    entries[kind] = _Entry(state, weakref.ref(scale), weakref.ref(codebook), weight)
+    made_of = tuple(None if part is None else weakref.ref(part) for part in parts)
+    entries[kind] = _Entry(state, made_of, weight)
     return weight
 
 
-def _state(tensor: Tensor) -> tuple[int, int]:
+def _state(tensor: Tensor | None) -> tuple[int, int]:
     """Changes when the tensor is written in place or given other memory."""
+    if tensor is None:
+        return 0, 0
     return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
