@@ -30,11 +30,12 @@ from ditpress.export.fixes import name_batch, repair, simplify, strip_metadata
 from ditpress.export.functions import DOMAIN, KINDS, OPSET, Kind, attach_functions, kind_of, name_nodes
 from ditpress.export.fuse import apply_rules, rule_names
 from ditpress.export.inputs import OUTPUT_NAME, Keywords, Signature
-from ditpress.export.openloop import compare_pieces, int8_nodes
+from ditpress.export.openloop import compare_pieces, rounding_nodes
 from ditpress.export.parity import Parity, cases, compare, relative_difference
 from ditpress.export.session import CONSTANTS_KEY, MODEL_FILE, kernels_run, onnx_session, run_session
 from ditpress.files import atomic_folder
 from ditpress.fused import unfused
+from ditpress.kernels.arguments import TABLE_ENTRIES
 from ditpress.kernels.linear import QuantizedLinear
 
 Target = Literal["ditpress", "portable"]
@@ -98,7 +99,7 @@ def export_transformer(
             path = temporary / MODEL_FILE
             _save(model, path, external_data_bytes)
             (temporary / "config.json").write_text(_config_json(transformer), encoding="utf-8")
-            rounds, pieces = bool(int8_nodes(model)), None
+            rounds, pieces = bool(rounding_nodes(model)), None
             if target == "portable":
                 if rounds:  # while its layers are still nodes, run by the functions that are written out next
                     pieces = compare_pieces(path, transformer, calls[0], PARITY_BATCHES, library=False)
@@ -230,6 +231,7 @@ def _schema(kind: Kind) -> onnx.defs.OpSchema:
             value("scale", "S"),
             value("codebook", "E"),
             value("bias", "T"),
+            *([value("table", "C")] if "table" in kind.inputs else []),
         ],
         outputs=[value("y", "T")],
         type_constraints=[
@@ -252,10 +254,19 @@ _OPS = {
 
 
 def _translate(
-    x: Any, codes: Any, scale: Any, codebook: Any, bias: Any, activation: str, fold_scales: bool = False
+    x: Any,
+    codes: Any,
+    scale: Any,
+    codebook: Any,
+    bias: Any,
+    activation: str,
+    fold_scales: bool = False,
+    table: Any = None,
 ) -> Any:
     """``torch.ops.ditpress.qlinear`` as one ONNX node; the lengths become attributes."""
-    kind = kind_of(int(codebook.shape[0]), int(codebook.shape[1]), activation == "int8")
+    tables = table is not None
+    entries = TABLE_ENTRIES if tables else int(codebook.shape[0])
+    kind = kind_of(entries, int(codebook.shape[1]), activation, tables)
     out_features, in_features = int(codes.shape[0]), int(x.shape[-1])
     if bias is None:
         bias = _constant(np.zeros(out_features, np.float32))
@@ -266,6 +277,7 @@ def _translate(
         scale,
         flat,
         bias,
+        *([table] if tables else []),
         N=out_features,
         K=in_features,
         group_size=in_features // int(scale.shape[1]),

@@ -1,11 +1,11 @@
-"""Parity of a model with int8 activations, piece by piece on equal inputs.
+"""Parity of a model that rounds its activations, piece by piece on equal inputs.
 
-Rounding to int8 is a step function: PyTorch and ONNX Runtime differ in the last bit of a layer norm, one
+Rounding to few bits is a step function: PyTorch and ONNX Runtime differ in the last bit of a layer norm, one
 activation falls on the other side of a step, and from there on the two runs see different integers. The end
 results of two correct runtimes then differ by a part of the quantization noise, however exact each operation
 is, and no tolerance near float32 accuracy can hold for them.
 
-What can be held to that accuracy is every piece of the graph. The graph is cut at each int8 layer: the
+What can be held to that accuracy is every piece of the graph. The graph is cut at each rounding layer: the
 layer gets the input that PyTorch's layer got, and what follows gets the output that PyTorch's layer gave. All
 pieces then work on the same bits as in PyTorch, and together they are the whole graph.
 """
@@ -29,12 +29,12 @@ from ditpress.export.parity import relative_difference
 from ditpress.export.session import onnx_session, run_session_outputs
 
 
-def int8_nodes(model: ir.Model) -> list[ir.Node]:
-    """The nodes that round their input to int8, in the order of the graph."""
+def rounding_nodes(model: ir.Model) -> list[ir.Node]:
+    """The nodes that round their input to few bits, in the order of the graph."""
     return [
         node
         for node in model.graph
-        if node.domain == DOMAIN and node.op_type in KINDS and KINDS[node.op_type].int8_activations
+        if node.domain == DOMAIN and node.op_type in KINDS and KINDS[node.op_type].rounds
     ]
 
 
@@ -75,7 +75,7 @@ def _cut(path: Path, target: Path) -> list[str]:
     model = ir.load(path)
     graph = model.graph
     names: list[str] = []
-    for node in int8_nodes(model):
+    for node in rounding_nodes(model):
         x, y = node.inputs[0], node.outputs[0]
         if x is None or node.name is None:
             raise StageError(f"exported node {node.op_type} has no name or no input")

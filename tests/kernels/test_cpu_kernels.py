@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ditpress.errors import InputError
 from ditpress.kernels import cpu
+from ditpress.kernels.activations import ACTIVATIONS
 from ditpress.kernels.cpu.weights import PackedWeight
 from ditpress.kernels.reference import qlinear_reference
 
@@ -21,14 +22,16 @@ PATHS = supported_paths()
 
 
 def run(case: Case, activation: str, path: str) -> Tensor:
-    weight = PackedWeight(case.x.shape[-1], case.codes, case.scale, case.codebook, activation, path)
+    weight = PackedWeight(
+        case.x.shape[-1], case.codes, case.scale, case.codebook, activation, path, table=case.table
+    )
     return weight.run(case.x, case.bias)
 
 
 def check(case: Case, activation: str, path: str) -> None:
     y = run(case, activation, path)
-    if activation == "int8":
-        assert torch.equal(y, qlinear_reference(*case.arguments(activation)))
+    if activation != "none":
+        assert torch.equal(y, qlinear_reference(*case.all_arguments(activation)))
         return
     expected, size = expected64(case, activation)
     # Kernels may round x to 2**-24 of the largest magnitude of its row, and what is below 2**-120 to zero.
@@ -46,7 +49,7 @@ def test_this_machine_runs_something() -> None:
 @settings(max_examples=120, deadline=None)
 @given(
     name=st.sampled_from(LIBRARY),
-    activation=st.sampled_from(["int8", "none"]),
+    activation=st.sampled_from(ACTIVATIONS),
     rows=st.one_of(st.integers(0, 30), st.sampled_from([255, 256, 300])),
     out_features=st.integers(1, 150),
     group=st.one_of(st.integers(1, 40), st.sampled_from([64, 128])),
@@ -76,7 +79,7 @@ def test_any_shape(
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("activation", ["int8", "none"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize(("rows", "out_features", "k"), [(1, 1, 1), (3, 1, 9), (0, 5, 16), (2, 65, 33)])
 def test_small_corners(rows: int, out_features: int, k: int, activation: str, path: str) -> None:
     check(make_case("int4", rows, out_features, k, 1), activation, path)
@@ -86,8 +89,28 @@ def test_small_corners(rows: int, out_features: int, k: int, activation: str, pa
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("groups", [1, 9])
 @pytest.mark.parametrize("rows", [64, 260])
-def test_a_layer_of_a_model(rows: int, groups: int, path: str) -> None:
-    check(make_case("int4", rows, 384, 1152 // groups, groups, half=groups > 1), "int8", path)
+@pytest.mark.parametrize("activation", ["int8", "fp4-e2m1", "fp8-e4m3"])
+def test_a_layer_of_a_model(rows: int, groups: int, activation: str, path: str) -> None:
+    check(make_case("int4", rows, 384, 1152 // groups, groups, half=groups > 1), activation, path)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize(("group", "groups"), [(48, 1), (64, 3), (20, 2)])
+@pytest.mark.parametrize("rows", [5, 300])
+def test_tables_of_channels(rows: int, group: int, groups: int, fold: bool, path: str) -> None:
+    """Columns that use tables of their own, decoded at every use or when the weight is packed."""
+    case = make_case("fp4", rows, 150, group, groups, half=True)
+    generator = torch.Generator().manual_seed(1)
+    case.codebook = torch.randint(-128, 128, (5 * 16, 1), generator=generator).to(torch.int8)
+    case.table = torch.randint(0, 5, (150,), generator=generator).to(torch.uint8)
+    weight = PackedWeight(
+        group * groups, case.codes, case.scale, case.codebook, "int8", path, fold_scales=fold, table=case.table
+    )
+    assert torch.equal(weight.run(case.x, case.bias), qlinear_reference(*case.all_arguments("int8", fold)))
+    case.table[7] = 5
+    with pytest.raises(InputError, match="table 5 of row 7 is not in a codebook of 5"):
+        PackedWeight(group * groups, case.codes, case.scale, case.codebook, "int8", path, table=case.table)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -107,8 +130,9 @@ def test_non_finite_rows_match_the_reference_in_kind(groups: int, path: str) -> 
     case = make_case("nf4", 8, 20, 16, groups)
     case.x[0], case.x[1] = 0.0, 1e-40
     case.x[2, 3], case.x[3, 3], case.x[4, 3] = torch.nan, torch.inf, -torch.inf
-    y, expected = run(case, "int8", path), qlinear_reference(*case.arguments("int8"))
-    torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
+    for activation in ACTIVATIONS[2:] + ("int8",):
+        y, expected = run(case, activation, path), qlinear_reference(*case.arguments(activation))
+        torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
     floats, expected = run(case, "none", path), qlinear_reference(*case.arguments("none"))
     assert torch.equal(floats.isnan(), expected.isnan())
     assert torch.equal(floats.isinf(), expected.isinf())
@@ -116,7 +140,7 @@ def test_non_finite_rows_match_the_reference_in_kind(groups: int, path: str) -> 
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("activation", ["int8", "none"])
+@pytest.mark.parametrize("activation", ["int8", "none", "int4"])
 def test_thread_count_does_not_change_a_bit(activation: str, path: str) -> None:
     before = torch.get_num_threads()
     try:

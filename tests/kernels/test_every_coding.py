@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from qlinear_cases import supported_paths
 
 from ditpress.kernels import cpu
+from ditpress.kernels.activations import ACTIVATIONS
 from ditpress.kernels.cpu.weights import Fusion
+from ditpress.kernels.reference import qlinear_reference
 
 pytestmark = pytest.mark.skipif(cpu.library_path() is None, reason="the C++ kernels are not built")
 
@@ -57,7 +59,39 @@ def test_any_shape(
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("activation", ["int8", "none"])
+@settings(max_examples=60, deadline=None)
+@given(
+    coding=st.sampled_from(CODINGS),
+    activation=st.sampled_from([name for name in ACTIVATIONS if name not in ("none", "int8")]),
+    rows=st.integers(1, 14),
+    out_features=st.integers(1, 140),
+    group=st.one_of(st.integers(1, 40), st.sampled_from([64, 128])),
+    groups=st.integers(1, 4),
+    half=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_other_activations(
+    path: str,
+    coding: tuple[int, int],
+    activation: str,
+    rows: int,
+    out_features: int,
+    group: int,
+    groups: int,
+    half: bool,
+    seed: int,
+) -> None:
+    """The bits of the definition, which is compared with float64 in test_reference.py; nothing is folded."""
+    group *= coding[1] if group * groups % coding[1] else 1
+    case = make_coded_case(coding, rows, out_features, group, groups, half=half, seed=seed)
+    x, bias = torch.from_numpy(case.x), torch.from_numpy(case.bias)
+    arguments = [torch.from_numpy(array) for array in (case.codes, case.scale, case.codebook)]
+    y = case.packed(activation, path, True).run(x, bias)
+    assert torch.equal(y, qlinear_reference(x, *arguments, bias, activation))
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("activation", ["int8", "none", "uint4", "fp8-e4m3"])
 @settings(max_examples=25, deadline=None)
 @given(
     items=st.integers(1, 3),

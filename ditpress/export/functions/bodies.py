@@ -80,6 +80,70 @@ _QUANTIZE = """
 _KEEP = """
     a = Identity (h)
 """
+# The same for every group of `group_size` values; what follows multiplies whole numbers times scales in float32.
+_GROUPED = """
+    row_lead = Shape <start = 0, end = -1> (h)
+    group_count = Div (k, g)
+    groups_shape = Concat <axis = 0> (row_lead, group_count, g)
+    h_grouped = Reshape (h, groups_shape)
+    {positive}
+    magnitude = Abs (h_positive)
+    amax = ReduceMax <keepdims = 1> (magnitude, minus_one)
+    top = Constant <value_float = {levels}> ()
+    bottom = Constant <value_float = -{levels}> ()
+    smallest = Constant <value_float = 1e-36> ()
+    safe = Max (amax, smallest)
+    inverse = Div (top, safe)
+    scaled = Mul (h_positive, inverse)
+    {rounded}
+    whole = Clip (rounded, bottom, top)
+    group_step = Div (amax, top)
+    a_grouped = Mul (whole, group_step)
+    h_shape = Shape (h)
+    a = Reshape (a_grouped, h_shape)
+"""
+_SIGNED, _POSITIVE = "h_positive = Identity (h_grouped)", "h_positive = Relu (h_grouped)"
+_ROUND = "rounded = Round (scaled)"
+# Steps of 1 up to 4, of 2 up to 8, then of 4: E2M1 in half units.
+_ROUND_E2M1 = """
+    size = Abs (scaled)
+    fours = Constant <value_float = 4.0> ()
+    halves = Constant <value_float = 2.0> ()
+    eights = Constant <value_float = 8.0> ()
+    ones = Round (scaled)
+    scaled_half = Div (scaled, halves)
+    half_rounded = Round (scaled_half)
+    twos = Mul (half_rounded, halves)
+    scaled_fourth = Div (scaled, fours)
+    fourth_rounded = Round (scaled_fourth)
+    large = Mul (fourth_rounded, fours)
+    below_eight = Less (size, eights)
+    middle_or_large = Where (below_eight, twos, large)
+    below_four = Less (size, fours)
+    rounded = Where (below_four, ones, middle_or_large)
+"""
+# ONNX's float8e4m3fn (17) rounds to the nearest, the even one of two, and saturates.
+_E4M3 = """
+    magnitude = Abs (h)
+    amax = ReduceMax <keepdims = 1> (magnitude, minus_one)
+    top = Constant <value_float = 448.0> ()
+    smallest = Constant <value_float = 1e-36> ()
+    safe = Max (amax, smallest)
+    inverse = Div (top, safe)
+    scaled = Mul (h, inverse)
+    byte_float = Cast <to = 17> (scaled)
+    rounded = Cast <to = 1> (byte_float)
+    row_step = Div (amax, top)
+    a = Mul (rounded, row_step)
+"""
+_ROUNDINGS = {
+    "none": _KEEP,
+    "int8": _QUANTIZE,
+    "int4": _GROUPED.format(levels="7.0", positive=_SIGNED, rounded=_ROUND),
+    "uint4": _GROUPED.format(levels="15.0", positive=_POSITIVE, rounded=_ROUND),
+    "fp4-e2m1": _GROUPED.format(levels="12.0", positive=_SIGNED, rounded=_ROUND_E2M1),
+    "fp8-e4m3": _E4M3,
+}
 _STEP = """
     stepped = Mul (f, step)
     z = Add (stepped, bias)
@@ -171,6 +235,36 @@ _DIGITS = """
     row_axis = Constant <value_ints = [1]> ()
     values = Slice (rows, row_start, k, row_axis)
 """
+# [tables * 256, 2] that a byte stands for in each table of 16, and the rows of a channel's own.
+_DIGITS_OF_TABLES = """
+    entries_float = Cast <to = 1> (codebook)
+    tables_shape = Constant <value_ints = [-1, 16]> ()
+    tables = Reshape (entries_float, tables_shape)
+    first = Constant <value_int = 0> ()
+    end = Constant <value_int = 256> ()
+    stride = Constant <value_int = 1> ()
+    bytes = Range (first, end, stride)
+    byte_column = Unsqueeze (bytes, minus_one)
+    powers = Constant <value_ints = [1, 16]> ()
+    base = Constant <value_int = 16> ()
+    quotients = Div (byte_column, powers)
+    digits = Mod (quotients, base)
+    byte_tables = Gather <axis = 1> (tables, digits)
+    pairs_shape = Constant <value_ints = [-1, 2]> ()
+    byte_table = Reshape (byte_tables, pairs_shape)
+    byte_index = Cast <to = 6> (codes_float)
+    table_int = Cast <to = 6> (table)
+    table_size = Constant <value = int32 {256}> ()
+    table_start = Mul (table_int, table_size)
+    table_column = Unsqueeze (table_start, minus_one)
+    index = Add (byte_index, table_column)
+    looked_up = Gather <axis = 0> (byte_table, index)
+    row_shape = Concat <axis = 0> (n, minus_one)
+    rows = Reshape (looked_up, row_shape)
+    row_start = Constant <value_ints = [0]> ()
+    row_axis = Constant <value_ints = [1]> ()
+    values = Slice (rows, row_start, k, row_axis)
+"""
 _WHOLE_BYTES = """
     entries_float = Cast <to = 1> (codebook)
     vectors_shape = Constant <value_ints = [256, -1]> ()
@@ -228,6 +322,7 @@ _SCALED_PRODUCT = (
 _LOOK_UPS = {
     "8": _WHOLE_BYTES,
     "4": _DIGITS.format(powers="[1, 16]", base=16),
+    "4M": _DIGITS_OF_TABLES,
     "2": _DIGITS.format(powers="[1, 4, 16, 64]", base=4),
     "T": _DIGITS.format(powers="[1, 3, 9, 27, 81]", base=3),
     "V8x4": _WHOLE_BYTES,
@@ -237,7 +332,7 @@ _LOOK_UPS = {
 
 def body_of(kind: Kind, variant: Variant) -> str:
     """The statements of a function: a node's inputs to ``y``, or to ``y0``, ``y1``, ... of a split."""
-    int8 = kind.int8_activations
+    int8 = kind.activation == "int8"
     if variant.table:
         product = _BYTES + _LOOK_UPS[kind.coding] + _SCALED_PRODUCT
     else:
@@ -246,7 +341,7 @@ def body_of(kind: Kind, variant: Variant) -> str:
     return (
         _LENGTHS
         + _PROLOGUES[variant.prologue]
-        + (_QUANTIZE if int8 else _KEEP)
+        + _ROUNDINGS[kind.activation]
         + product
         + (_STEP if int8 else _NO_STEP)
         + _EPILOGUES[variant.epilogue]

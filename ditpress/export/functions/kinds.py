@@ -17,12 +17,25 @@ GELU_TANH = "gelu_tanh"
 GATE_RESIDUAL = "gate_residual"
 
 INPUTS = ("x", "codes", "scale", "codebook", "bias")
-"""Inputs of every QLinear node."""
+"""Inputs of every QLinear node; one whose codebook has several tables has ``table`` behind them."""
 EXTRA_INPUTS = {LAYER_NORM_MODULATE: ("shift", "modulation"), GATE_RESIDUAL: ("gate", "residual")}
 """Further inputs that a prologue or an epilogue asks for, in this order."""
 
-CODEBOOKS = {"8": (256, 1), "4": (16, 1), "2": (4, 1), "T": (3, 1), "V8x4": (256, 4), "V6x2": (64, 2)}
-"""Codings by the shape of their codebook, [entries, vector length]; T: five trits a byte."""
+CODEBOOKS = {
+    "8": (256, 1),
+    "4": (16, 1),
+    "4M": (16, 1),
+    "2": (4, 1),
+    "T": (3, 1),
+    "V8x4": (256, 4),
+    "V6x2": (64, 2),
+}
+"""Codings by the shape of their codebook, [entries, vector length]; T: five trits a byte; 4M: many tables of 16,
+one of them for every output channel."""
+TABLES = "4M"
+
+SUFFIXES = {"none": "", "int8": "A8", "int4": "A4", "uint4": "U4", "fp4-e2m1": "F4", "fp8-e4m3": "F8"}
+"""How a node's name ends, by its activation format (:mod:`ditpress.kernels.activations`)."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +44,25 @@ class Kind:
 
     Attributes:
         coding: how weights are coded, a key of CODEBOOKS.
-        int8_activations: whether activations are rounded to int8 per token.
+        activation: how x is rounded, a key of SUFFIXES.
     """
 
     coding: str
-    int8_activations: bool
+    activation: str
 
     @property
     def name(self) -> str:
-        return f"QLinear{self.coding}{'A8' if self.int8_activations else ''}"
+        return f"QLinear{self.coding}{SUFFIXES[self.activation]}"
+
+    @property
+    def rounds(self) -> bool:
+        """Whether activations are rounded to few bits."""
+        return self.activation != "none"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the inputs before those that a prologue or an epilogue asks for."""
+        return (*INPUTS, "table") if self.coding == TABLES else INPUTS
 
     @property
     def entries(self) -> int:
@@ -52,18 +75,18 @@ class Kind:
         return CODEBOOKS[self.coding][1]
 
 
-KINDS = {kind.name: kind for coding in CODEBOOKS for kind in (Kind(coding, True), Kind(coding, False))}
+KINDS = {kind.name: kind for coding in CODEBOOKS for kind in (Kind(coding, name) for name in SUFFIXES)}
 
 
-def kind_of(entries: int, vector_length: int, int8_activations: bool) -> Kind:
-    """The node kind for a codebook ``[entries, vector_length]``.
+def kind_of(entries: int, vector_length: int, activation: str, tables: bool = False) -> Kind:
+    """The node kind for a codebook ``[entries, vector_length]``, or for one of several such ``tables``.
 
     Raises:
         InputError: no node has such codes.
     """
     for coding, shape in CODEBOOKS.items():
-        if shape == (entries, vector_length):
-            return Kind(coding, int8_activations)
+        if shape == (entries, vector_length) and (coding == TABLES) == tables:
+            return Kind(coding, activation)
     known = ", ".join(f"[{count}, {length}]" for count, length in CODEBOOKS.values())
     raise InputError(f"no ONNX node for a codebook [{entries}, {vector_length}]: expected one of {known}")
 
@@ -91,7 +114,6 @@ class Variant:
         split = f"split{self.outputs}" if self.outputs > 1 else ""
         return ".".join(part for part in (*parts, split) if part)
 
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Names of the node's inputs, in order."""
-        return (*INPUTS, *EXTRA_INPUTS.get(self.prologue, ()), *EXTRA_INPUTS.get(self.epilogue, ()))
+    def inputs(self, kind: Kind) -> tuple[str, ...]:
+        """Names of the inputs of a node of this kind, in order."""
+        return (*kind.inputs, *EXTRA_INPUTS.get(self.prologue, ()), *EXTRA_INPUTS.get(self.epilogue, ()))

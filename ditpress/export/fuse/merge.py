@@ -8,9 +8,11 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
+from ditpress.export.functions import KINDS
 from ditpress.export.fuse.pattern import constant, qlinear_nodes, take_over, text
 
 COLUMNS = 64  # every output but the last is a multiple of this wide
+_PER_CHANNEL = ("codes", "scale", "bias", "table")
 _KEPT = ("K", "group_size", "fold_scales", "prologue", "epsilon", "epilogue")
 
 
@@ -41,7 +43,8 @@ def fuse_merge(graph: ir.Graph) -> int:
 def _key(node: ir.Node) -> tuple[object, ...] | None:
     """What nodes must share to be merged; None for one that cannot be."""
     codes, scale, codebook, bias = node.inputs[1:5]
-    constants = (codes, scale, bias)
+    count = len(KINDS[node.op_type].inputs)
+    constants = (codes, scale, bias, *node.inputs[5:count])
     if any(value is None or value.const_value is None or value.is_graph_input() for value in constants):
         return None
     table = constant(codebook)
@@ -52,7 +55,7 @@ def _key(node: ir.Node) -> tuple[object, ...] | None:
     if not module:
         return None
     attributes = tuple(node.attributes[name].value for name in _KEPT)
-    around = (node.inputs[0], *node.inputs[5:])
+    around = (node.inputs[0], *node.inputs[count:])
     return (module, node.op_type, scale.dtype, table.tobytes(), attributes, around)
 
 
@@ -61,9 +64,12 @@ def _merge(graph: ir.Graph, nodes: Sequence[ir.Node]) -> None:
     module = (first.name or "").rpartition(".")[0]
     name = f"{module}.{'+'.join((node.name or '').rpartition('.')[2] for node in nodes)}"
     widths = [node.attributes["N"].as_int() for node in nodes]
-    parts = [
+    own = KINDS[first.op_type].inputs
+    inputs = [
         _concatenated(graph, [node.inputs[index] for node in nodes], f"{name}.{role}")
-        for index, role in ((1, "codes"), (2, "scale"), (4, "bias"))
+        if role in _PER_CHANNEL
+        else first.inputs[index]
+        for index, role in enumerate(own)
     ]
     attributes = dict(first.attributes)
     attributes["N"] = ir.AttrInt64("N", sum(widths))
@@ -71,7 +77,7 @@ def _merge(graph: ir.Graph, nodes: Sequence[ir.Node]) -> None:
     merged = ir.Node(
         first.domain,
         first.op_type,
-        [first.inputs[0], parts[0], parts[1], first.inputs[3], parts[2], *first.inputs[5:]],
+        [*inputs, *first.inputs[len(own) :]],
         attributes.values(),
         num_outputs=len(nodes),
         name=name,

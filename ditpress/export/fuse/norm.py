@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ditpress.export.functions import KINDS
-from ditpress.export.functions.kinds import INPUTS, LAYER_NORM_MODULATE
+from ditpress.export.functions.kinds import LAYER_NORM_MODULATE
 from ditpress.export.fuse.pattern import (
     before,
     fits,
@@ -21,7 +21,7 @@ from ditpress.export.fuse.pattern import (
 
 
 def fuse_norm(graph: ir.Graph) -> int:
-    """``layer_norm(x) * (1 + modulation) + shift`` before QLinear nodes with int8 activations.
+    """``layer_norm(x) * (1 + modulation) + shift`` before QLinear nodes that round their activations.
 
     The layer norm has no affine part of its own, modulation and shift are one row per sample, ``[B, 1, K]``
     by shape. Other readers of the result keep the plain operators.
@@ -32,7 +32,7 @@ def fuse_norm(graph: ir.Graph) -> int:
     readers: dict[ir.Value, list[ir.Node]] = {}
     for node in qlinear_nodes(graph):
         x = node.inputs[0]
-        if x is not None and KINDS[node.op_type].int8_activations and text(node, "prologue") == "":
+        if x is not None and KINDS[node.op_type].rounds and text(node, "prologue") == "":
             readers.setdefault(x, []).append(node)
     fired = 0
     for result, nodes in readers.items():
@@ -42,7 +42,7 @@ def fuse_norm(graph: ir.Graph) -> int:
         x, modulation, shift, epsilon = parts
         for node in nodes:
             node.replace_input_with(0, x)
-            insert_inputs(node, len(INPUTS), [shift, modulation])
+            insert_inputs(node, len(KINDS[node.op_type].inputs), [shift, modulation])
             node.attributes["prologue"] = ir.AttrString("prologue", LAYER_NORM_MODULATE)
             node.attributes["epsilon"] = ir.AttrFloat32("epsilon", epsilon)
         fired += 1

@@ -18,7 +18,7 @@ import torch
 
 from ditpress.errors import InputError
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 ISAS = ("avx512vnni", "avxvnni", "avx2", "neon", "portable", "reference")
 
@@ -80,7 +80,7 @@ def load() -> ctypes.CDLL | None:
         "ditpress_use_openmp": (i32, [text]),
         "ditpress_weight_create": (
             pointer,
-            [pointer, i64, i64, i32, i32, pointer, pointer, i32, i64, i32, i32, text],
+            [pointer, i64, i64, i32, i32, pointer, i32, pointer, pointer, i32, i64, i32, i32, text],
         ),
         "ditpress_weight_bytes": (i64, [pointer]),
         "ditpress_weight_destroy": (None, [pointer]),

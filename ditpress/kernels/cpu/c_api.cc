@@ -1,6 +1,7 @@
 // The library as C sees it. No exception leaves it: functions return null or a non-zero status, and
 // ditpress_last_error() tells the reason to the thread that called.
 #include <exception>
+#include <stdexcept>
 #include <string>
 
 #include "attend.h"
@@ -9,7 +10,7 @@
 
 namespace {
 
-constexpr int32_t kAbiVersion = 2;
+constexpr int32_t kAbiVersion = 3;
 
 thread_local std::string t_error;
 
@@ -50,16 +51,19 @@ DITPRESS_EXPORT const char* ditpress_isa() {
 DITPRESS_EXPORT int32_t ditpress_use_openmp(const char* path) { return ditpress::use_openmp(path) ? 1 : 0; }
 
 // Repack a weight for the named instruction set: row-major `codes` uint8 [n][...], `codebook` int8
-// [entries][vector_length], `scale` [n][groups] float or half. Null on error. The inputs are not needed afterwards.
+// [tables][entries][vector_length], `table` uint8 [n] (null with one table), `scale` [n][groups] float or half;
+// `activation` a number of enum Activation. Null on error. The inputs are not needed afterwards.
 DITPRESS_EXPORT void* ditpress_weight_create(const uint8_t* codes, int64_t n, int64_t k, int32_t entries,
-                                             int32_t vector_length, const int8_t* codebook, const void* scale,
-                                             int32_t scale_is_half, int64_t groups, int32_t int8_activations,
-                                             int32_t fold_scales, const char* isa) {
+                                             int32_t vector_length, const int8_t* codebook, int32_t tables,
+                                             const uint8_t* table, const void* scale, int32_t scale_is_half,
+                                             int64_t groups, int32_t activation, int32_t fold_scales,
+                                             const char* isa) {
   return guard<void*>(nullptr, [&]() -> void* {
-    const auto activation = int8_activations ? ditpress::Activation::kInt8 : ditpress::Activation::kNone;
-    const ditpress::WeightSource source{codes,  n,      k,          entries,         vector_length,
-                                        codebook, scale, scale_is_half != 0, groups, activation,
-                                        fold_scales != 0};
+    if (activation < 0 || activation > static_cast<int32_t>(ditpress::Activation::kFp8))
+      throw std::invalid_argument("activation format " + std::to_string(activation) + " is unknown, expected 0 to 5");
+    const ditpress::WeightSource source{
+        codes, n, k, entries, vector_length, codebook, scale, scale_is_half != 0, groups,
+        static_cast<ditpress::Activation>(activation), fold_scales != 0, tables, table};
     return new ditpress::Weight(source, ditpress::kernels_named(isa));
   });
 }

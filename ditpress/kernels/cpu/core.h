@@ -17,7 +17,13 @@ namespace ditpress {
 // (activation zero there), so any group size works and no kernel has a tail along K.
 constexpr int64_t kChunk = 16;
 
-enum class Activation : int32_t { kNone = 0, kInt8 = 1 };
+// How rows are rounded, as ditpress/kernels/activations.py defines it.
+enum class Activation : int32_t { kNone = 0, kInt8 = 1, kInt4 = 2, kUint4 = 3, kFp4 = 4, kFp8 = 5 };
+
+// Whether rows have a scale for every group of weights.
+static constexpr bool scales_groups(Activation activation) {
+  return activation == Activation::kInt4 || activation == Activation::kUint4 || activation == Activation::kFp4;
+}
 
 // How codes lie in a panel. kBytes needs no decoding; of the others one *unit* of `unit_in` vectors of codes becomes
 // `unit_out` vectors of bytes (see coding.h).
@@ -42,7 +48,12 @@ struct DecodeJob {
   uint8_t* bytes;
   int64_t vectors;       // of bytes
   const int16_t* fold;   // null, or per column of the panel: byte = round(value * fold / 128) + offset
+  // null, or which table of 16 each column uses (kNibbles, kernels with `decodes_tables`): kSelected bytes, the columns
+  // of the panel over and over
+  const uint8_t* select;
+  int tables;
 };
+constexpr int kSelected = 64;
 
 // What happens to a result before it is stored; all pointers null: nothing. Pointers are at the first column of the
 // panel and the first row of the job.
@@ -66,7 +77,8 @@ struct Int8Job {
   const float* scale;         // [groups][columns of the layout]
   const float* bias;          // [columns of the layout]
   const int8_t* activations;  // [tile][padded K / 16][rows of the tile][16]
-  const float* row_scale;     // [m]
+  const float* row_scale;     // [m]; `scaled`: [groups][m], each sum of a group times its own
+  bool scaled;
   const int32_t* start;       // [groups][m]: -128 * sum of the group, what an offset of 128 in the weights adds too much
   int64_t m;
   int64_t parts;              // a tile holds whole multiples of this many rows
@@ -89,6 +101,9 @@ struct RowJob {
   int32_t* start;    // [groups], `start_stride` apart; -128 * sum where a layout has an offset
   int64_t start_stride;
 };
+
+// The same for other activations. quantize_groups: `scale` has a value for every group, `start_stride` apart.
+// quantize_fp8: the three digits of a row are rows kChunk bytes apart in `q`, one value each in `scale` and `start`.
 
 // What rounding left of a row: r = x - scale * q, q as a RowJob laid it out.
 struct ResidualJob {
@@ -137,6 +152,7 @@ struct SumJob {
 struct Kernels {
   const char* name;
   bool accelerated;  // false: slower than what a host without this library would do
+  bool decodes_tables;  // nibbles of columns that use different tables
   // `small`: no decoded value is larger than kSmall.
   Layout (*layout)(bool grouped, bool small);
   // Whether to decode nibbles inside the kernel (few rows) or once per panel into memory (many rows).
@@ -144,6 +160,8 @@ struct Kernels {
   int (*tile_rows)(bool grouped, bool nibbles);
   void (*normalize_row)(const NormJob&);
   void (*quantize_row)(const RowJob&);
+  void (*quantize_groups)(const RowJob&, Activation);
+  void (*quantize_fp8)(const RowJob&);
   void (*residual_row)(const ResidualJob&);
   void (*decode)(const DecodeJob&);
   void (*widen_half)(const uint16_t* half, float* out, int64_t count);

@@ -94,11 +94,12 @@ constexpr Path kPaths[] = {
 constexpr int kPathCount = sizeof kPaths / sizeof kPaths[0];
 
 const Kernels& kernels_of(int path) {
-  // All made at the first use: references to them stay good.
+  // All that run here are made at the first use: references to them stay good. Making others could already take their
+  // instructions.
   static const struct Made {
     Made() {
       for (int i = 0; i < kPathCount; ++i)
-        if (kPaths[i].kernels) kernels[i] = kPaths[i].kernels();
+        if (kPaths[i].supported && kPaths[i].supported()) kernels[i] = kPaths[i].kernels();
     }
     Kernels kernels[kPathCount] = {};
   } made;

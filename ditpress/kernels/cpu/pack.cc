@@ -54,10 +54,10 @@ float scale_at(const WeightSource& source, int64_t index) {
                               : static_cast<const float*>(source.scale)[index];
 }
 
-int largest_value(const WeightSource& source) {
+// The largest magnitude of `count` values.
+int largest_value(const int8_t* values, int count) {
   int largest = 0;
-  for (int i = 0; i < source.entries * source.vector_length; ++i)
-    largest = std::max(largest, std::abs(static_cast<int>(source.codebook[i])));
+  for (int i = 0; i < count; ++i) largest = std::max(largest, std::abs(static_cast<int>(values[i])));
   return largest;
 }
 
@@ -81,12 +81,21 @@ Weight::Weight(const WeightSource& source, const Kernels& kernels)
     throw std::invalid_argument(std::to_string(groups_) + " groups do not divide K=" + std::to_string(k_));
   group_ = k_ / groups_;
   folded_ = activation_ == Activation::kInt8 && source.fold_scales && groups_ > 1;
+  if (source.tables < 1 || (source.tables > 1 && (source.entries != 16 || source.vector_length != 1 || !source.table)))
+    throw std::invalid_argument("codebook of " + std::to_string(source.tables) +
+                                " tables, expected one, or more of 16 numbers and a table for every row");
+  for (int64_t n = 0; source.tables > 1 && n < n_; ++n)
+    if (source.table[n] >= source.tables)
+      throw std::invalid_argument("table " + std::to_string(source.table[n]) + " of row " + std::to_string(n) +
+                                  " is not in a codebook of " + std::to_string(source.tables));
+  tables_ = source.tables;
   scale_is_half_ = source.scale_is_half && !folded_;
   compute_groups_ = folded_ ? 1 : groups_;
   if (k_ / compute_groups_ > (1 << 17))
     throw std::invalid_argument("a group of " + std::to_string(k_ / compute_groups_) +
                                 " weights can overflow int32 sums");
-  layout_ = kernels.layout(compute_groups_ > 1, !folded_ && largest_value(source) <= kSmall);
+  const int values = source.entries * source.vector_length;  // of a table
+  layout_ = kernels.layout(grouped(), !folded_ && largest_value(source.codebook, source.tables * values) <= kSmall);
   padded_group_ = (group_ + kChunk - 1) / kChunk * kChunk;
   padded_k_ = groups_ * padded_group_;
   choose_coding(source);
@@ -94,7 +103,8 @@ Weight::Weight(const WeightSource& source, const Kernels& kernels)
   group_bytes_ = coded_bytes(coding_, padded_group_ * layout_.columns / layout_.vector_bytes, layout_.vector_bytes);
   const auto lines = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
   fold_at_ = lines(groups_ * group_bytes_);
-  scale_at_ = fold_at_ + (folded_ ? lines(groups_ * layout_.columns * static_cast<int64_t>(sizeof(int16_t))) : 0);
+  select_at_ = fold_at_ + (folded_ ? lines(groups_ * layout_.columns * static_cast<int64_t>(sizeof(int16_t))) : 0);
+  scale_at_ = select_at_ + (coding_ == Coding::kNibbles && tables_ > 1 ? kSelected : 0);
   panel_bytes_ = scale_at_ + lines(compute_groups_ * layout_.columns * (scale_is_half_ ? 2 : 4));
   panels_.reserve(panel_count_ * panel_bytes_);
   pack_scale(source);
@@ -107,11 +117,16 @@ void Weight::choose_coding(const WeightSource& source) {
   const int d = source.vector_length;
   // A code must not reach from one group into the padding of the next.
   const bool whole = group_ % d == 0;
-  if (source.entries == 16 && d == 1) coding_ = Coding::kNibbles;
+  const bool decoded = source.tables == 1 || (kernels_.decodes_tables && 16 * source.tables <= kTableBytes);
+  if (source.entries == 16 && d == 1 && decoded) coding_ = Coding::kNibbles;
   if ((source.entries == 4 || source.entries == 2) && d == 1) coding_ = Coding::kPairs;
   if (source.entries == 3 && d == 1) coding_ = Coding::kTrits;
   if (source.entries == 256 && d == 4 && whole) coding_ = Coding::kVector8x4;
   if (source.entries == 64 && d == 2 && whole) coding_ = Coding::kVector6x2;
+}
+
+const int8_t* Weight::table_of(const WeightSource& source, int64_t n) const {
+  return source.codebook + (tables_ > 1 ? source.table[n] : 0) * source.entries * source.vector_length;
 }
 
 void Weight::pack_table(const WeightSource& source) {
@@ -122,7 +137,7 @@ void Weight::pack_table(const WeightSource& source) {
     case Coding::kBytes: break;
     case Coding::kNibbles:
     case Coding::kPairs:
-      for (int i = 0; i < 16; ++i) table_[i] = byte(i % source.entries, 0);
+      for (int i = 0; i < 16 * source.tables; ++i) table_[i] = byte(i % (source.entries * source.tables), 0);
       break;
     case Coding::kTrits:
       for (int digit = 0, power = 1; digit < 5; ++digit, power *= 3)
@@ -141,12 +156,12 @@ void Weight::pack_table(const WeightSource& source) {
 //   byte = floor((value * fold_g + 64) / 128), the rounding of vpmulhrsw
 // after which the product is the one without groups.
 void Weight::pack_scale(const WeightSource& source) {
-  const int largest = largest_value(source);
   for (int64_t n = 0; n < n_; ++n) {
     const int64_t column = n % layout_.columns;
     uint8_t* const panel = panels_.data() + n / layout_.columns * panel_bytes_;
     float* const scales = reinterpret_cast<float*>(panel + scale_at_);
     if (folded_) {
+      const int largest = largest_value(table_of(source, n), source.entries * source.vector_length);
       float top = 0.0f;
       for (int64_t g = 0; g < groups_; ++g) top = std::max(top, std::fabs(scale_at(source, n * groups_ + g)));
       const float s1 = top * static_cast<float>(largest) / 127.0f;
@@ -182,6 +197,9 @@ void Weight::pack_panels(const WeightSource& source) {
     uint8_t* const panel = panels_.data() + n / layout_.columns * panel_bytes_;
     const int column = static_cast<int>(n % layout_.columns), dword = column % per_vector;
     const int16_t* fold = folded_ ? fold_of(panel) : nullptr;
+    const int8_t* const table = table_of(source, n);
+    if (scale_at_ > select_at_)
+      for (int at = column; at < kSelected; at += layout_.columns) panel[select_at_ + at] = source.table[n];
     for (int64_t g = 0; g < groups_; ++g) {
       const int64_t count = vector_codes ? group_ / d : group_;  // entries of this group in `row`
       for (int64_t i = 0; i < count; ++i) {
@@ -191,7 +209,7 @@ void Weight::pack_panels(const WeightSource& source) {
         } else if (coding_ != Coding::kBytes) {
           row.data()[i] = codes.data()[k];
         } else {
-          int value = source.codebook[codes.data()[k / d] * d + k % d];
+          int value = table[codes.data()[k / d] * d + k % d];
           if (fold) value = std::max(-128, std::min(127, (value * fold[g * layout_.columns + column] + 64) >> 7));
           row.data()[i] = static_cast<uint8_t>(value + layout_.offset);
         }

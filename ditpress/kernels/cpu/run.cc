@@ -2,7 +2,7 @@
 //
 // Weight-only layers run on the same integer kernel. A row is split into three int8 rows, each holding what rounding left
 // of the one before, x = s0 q0 + s1 q1 + s2 q2 up to 2**-24 of the row's largest magnitude, and the three products are
-// added (the splitting of Ozaki et al. 2012). That takes three times the integer work instead of the four to eight times
+// added (the splitting of Ozaki et al. 2012). Rows of E4M3 values are split exactly, by their bits. That takes three times the integer work instead of the four to eight times
 // that float arithmetic takes per product, and no widening of weights.
 #include <algorithm>
 #include <atomic>
@@ -15,7 +15,7 @@
 namespace ditpress {
 namespace {
 
-constexpr int kFloatParts = 3;  // int8 rows for one float row
+constexpr int kParts = 3;  // int8 rows for one row of floats or of E4M3
 
 // Rows are worked on in equal blocks whose activations take at most about this much, so that workspaces stay bounded.
 constexpr int64_t kBlockBytes = int64_t{12} << 20;
@@ -105,7 +105,8 @@ Weight::Panel Weight::prepare(int64_t panel, bool nibbles, const float* bias) co
     space.bytes.reserve(groups_ * bytes + unit_out(coding_) * layout_.vector_bytes);
     for (int64_t g = 0; g < groups_; ++g)
       kernels_.decode({coding_, record + g * group_bytes_, table_, space.bytes.data() + g * bytes, vectors,
-                       folded_ ? fold_of(record) + g * layout_.columns : nullptr});
+                       folded_ ? fold_of(record) + g * layout_.columns : nullptr,
+                       tables_ > 1 ? record + select_at_ : nullptr, tables_});
     result.weights = space.bytes.data();
   }
   result.scale = reinterpret_cast<const float*>(record + scale_at_);
@@ -137,7 +138,7 @@ void Weight::run(const LinearCall& call, const Pool& pool) const {
   if (columns != n_)
     throw std::invalid_argument("results of " + std::to_string(columns) + " columns together, expected " +
                                 std::to_string(n_));
-  const int64_t parts = activation_ == Activation::kInt8 ? 1 : kFloatParts;
+  const int64_t parts = activation_ == Activation::kNone || activation_ == Activation::kFp8 ? kParts : 1;
   const int64_t rows = std::max(kBlockRows, kBlockBytes / padded_k_) / parts, blocks = (call.m + rows - 1) / rows;
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t first = tile_row(call.m, blocks, b);
@@ -158,9 +159,13 @@ void Weight::pack_row(const Block& block, int64_t row, int8_t* q, int64_t q_stri
                             space.data(), k_, call.epsilon});
     x = space.data();
   }
+  if (scales_groups(activation_))
+    return kernels_.quantize_groups({x, groups_, group_, padded_group_, q, q_stride, scale, start, block.m}, activation_);
   // Groups that need no sums of their own are one long row, unless padding lies between them.
   const int64_t groups = compute_groups_ == 1 && padded_group_ == group_ ? 1 : groups_;
   const int64_t group = k_ / groups, padded = padded_k_ / groups, m = block.m * block.parts;
+  if (activation_ == Activation::kFp8)
+    return kernels_.quantize_fp8({x, groups, group, padded, q, q_stride, scale, start, m});
   for (int64_t part = 0; part < block.parts; ++part, q += kChunk, ++scale, ++start) {
     kernels_.quantize_row({x, groups, group, padded, q, q_stride, scale, start, m});
     for (int64_t g = 1; compute_groups_ == 1 && g < groups; ++g) *start += start[g * m];
@@ -178,13 +183,13 @@ struct Weight::Share {
 
 void Weight::run_block(const Block& block, const Pool& pool) const {
   const int64_t m = block.m * block.parts;
-  const bool nibbles = coding_ == Coding::kNibbles && !folded_ && kernels_.decode_inside(m);
-  const int64_t tile = kernels_.tile_rows(compute_groups_ > 1, nibbles) / block.parts * block.parts;
+  const bool nibbles = coding_ == Coding::kNibbles && !folded_ && tables_ == 1 && kernels_.decode_inside(m);
+  const int64_t tile = kernels_.tile_rows(grouped(), nibbles) / block.parts * block.parts;
   const int64_t tiles = (m + tile - 1) / tile;
 
   Workspace& space = t_workspace;
   space.activations.reserve(std::max(m * padded_k_, kWorkspace));
-  space.row_scale.reserve(m);
+  space.row_scale.reserve(m * (scales_groups(activation_) ? groups_ : 1));
   space.start.reserve(m * groups_);
   const Rows rows = {m, tiles, nibbles, space.activations.data(), space.row_scale.data(), space.start.data()};
 
@@ -231,8 +236,9 @@ void Weight::run_panel(const Block& block, const Rows& rows, const Share& share,
   const Epilogue epilogue = block.epilogue(column, n_);
   int64_t stride;
   float* const y = block.output(column, &stride);
-  Int8Job job = {p.weights, table_, rows.nibbles, layout_.offset, compute_groups_, padded_k_ / compute_groups_ / kChunk, p.scale,
-                 p.bias, rows.activations, rows.scale, rows.start, rows.m, parts, rows.tiles, share.first_tile,
+  Int8Job job = {p.weights, table_, rows.nibbles, layout_.offset, compute_groups_,
+                 padded_k_ / compute_groups_ / kChunk, p.scale, p.bias, rows.activations, rows.scale,
+                 scales_groups(activation_), rows.start, rows.m, parts, rows.tiles, share.first_tile,
                  share.last_tile, y, stride, p.columns, epilogue, nullptr, panel_bytes_};
   if (next >= 0) job.next = panels_.data() + next * panel_bytes_;
   if (parts == 1) return kernels_.int8_panel(job);

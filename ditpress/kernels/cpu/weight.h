@@ -22,6 +22,8 @@ struct WeightSource {
   int64_t groups;           // a divisor of k
   Activation activation;
   bool fold_scales;         // with int8 activations and groups: see pack_scale
+  int tables;               // in the codebook, one below the other; more than one: of 16 entries, vector_length 1
+  const uint8_t* table;     // [n], which of them a row uses; null with one table
 };
 
 // Bytes of `count` codes of a codebook of `entries`, or 0 for a number of entries that does not exist.
@@ -75,6 +77,9 @@ class Weight {
   void pack_tile(const Block& block, const Rows& rows, int64_t tile) const;
   void run_panel(const Block& block, const Rows& rows, const Share& share, int64_t panel, int64_t next) const;
   void pack_row(const Block& block, int64_t row, int8_t* q, int64_t q_stride, float* scale, int32_t* start) const;
+  // Whether the kernel keeps a sum for every group, as it does for rows that have a scale for each.
+  bool grouped() const { return compute_groups_ > 1 || scales_groups(activation_); }
+  const int8_t* table_of(const WeightSource& source, int64_t n) const;
   Panel prepare(int64_t panel, bool nibbles, const float* bias) const;
 
   const Kernels& kernels_;
@@ -87,9 +92,10 @@ class Weight {
   bool folded_, scale_is_half_;
   uint8_t table_[kTableBytes] = {};
   // One record a panel, so that fetching it ahead is one stream: codes [groups][group_bytes_], factors of folded groups
-  // int16 [groups][columns], scales [compute_groups][columns] in float or half.
+  // int16 [groups][columns], tables of columns uint8 [kSelected], scales [compute_groups][columns] in float or half.
   Buffer<uint8_t> panels_;
-  int64_t panel_count_, panel_bytes_, fold_at_, scale_at_;
+  int tables_;
+  int64_t panel_count_, panel_bytes_, fold_at_, select_at_, scale_at_;
   int16_t* fold_of(uint8_t* panel) const { return reinterpret_cast<int16_t*>(panel + fold_at_); }
   const int16_t* fold_of(const uint8_t* panel) const { return reinterpret_cast<const int16_t*>(panel + fold_at_); }
 };

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ditpress.errors import InputError
-from ditpress.kernels.arguments import LinearArguments, check_table_values, check_weight
+from ditpress.kernels.arguments import LinearArguments, check_table_values, check_weight, code_entries
 from ditpress.kernels.cpu import isa, last_error, load
 
 
@@ -30,6 +30,10 @@ class Fusion:
 
 
 PLAIN = Fusion()
+
+
+_ACTIVATIONS = ("none", "int8", "int4", "uint4", "fp4-e2m1", "fp8-e4m3")
+"""In the order of enum Activation in core.h."""
 
 
 def _pointer(tensor: Tensor | None) -> int | None:
@@ -68,12 +72,15 @@ class PackedWeight:
             codes.data_ptr(),
             self.out_features,
             in_features,
-            *codebook.shape,
+            code_entries(codebook, table),
+            codebook.shape[1],
             codebook.data_ptr(),
+            codebook.shape[0] // code_entries(codebook, table),
+            _pointer(table),
             scale.data_ptr(),
             int(scale.dtype == torch.float16),
             scale.shape[1],
-            int(activation == "int8"),
+            _ACTIVATIONS.index(activation),
             int(fold_scales),
             (path or isa()).encode(),
         )
@@ -151,7 +158,7 @@ def packed_weight(in_features: int, given: LinearArguments) -> PackedWeight | No
         ):
             return entry.weight
     check_weight(in_features, codes, scale, codebook, activation, fold_scales, table)
-    if isa() == "reference" or activation not in ("int8", "none") or table is not None:
+    if isa() == "reference":
         return None
     check_table_values(table, codebook)
     weight = PackedWeight(

@@ -57,7 +57,8 @@ struct Problem {
 
   WeightSource source(Activation activation, bool fold) const {
     const void* const stored = half ? static_cast<const void*>(scale_half.data()) : scale.data();
-    return {codes.data(), shape.n, k, entries, d, codebook.data(), stored, half, shape.groups, activation, fold};
+    return {codes.data(), shape.n, k, entries, d, codebook.data(), stored, half, shape.groups, activation, fold,
+            1, nullptr};
   }
 
   Shape shape;

@@ -58,7 +58,7 @@ void test_decode(const Kernels& kernels, Coding coding, bool folded, Random& ran
 
   const int64_t space = count + out * layout.vector_bytes;
   Guarded<uint8_t> bytes(space), expected(space);
-  kernels.decode({coding, codes.data(), table.data(), bytes.data(), vectors, folded ? fold.data() : nullptr});
+  kernels.decode({coding, codes.data(), table.data(), bytes.data(), vectors, folded ? fold.data() : nullptr, nullptr, 1});
   for (int64_t v = 0; v < vectors; v += out)
     decode_unit(coding, codes.data() + v / out * in * layout.vector_bytes, table.data(),
                 expected.data() + v * layout.vector_bytes, layout.vector_bytes);

@@ -16,6 +16,8 @@ void small_panel(const Int8Job&);  // weights + kSmall
 void sum_row(const SumJob&);
 void normalize_row(const NormJob&);
 void quantize_row(const RowJob&);
+void quantize_groups(const RowJob&, Activation);
+void quantize_fp8(const RowJob&);
 void residual_row(const ResidualJob&);
 void decode(const DecodeJob&);         // into bytes of the value
 void decode_offset(const DecodeJob&);  // into bytes of the value + 128

@@ -23,6 +23,8 @@ Kernels avx2_kernels() {
   kernels.tile_rows = tile_rows;
   kernels.normalize_row = avx2::normalize_row;
   kernels.quantize_row = avx2::quantize_row;
+  kernels.quantize_groups = avx2::quantize_groups;
+  kernels.quantize_fp8 = avx2::quantize_fp8;
   kernels.residual_row = avx2::residual_row;
   kernels.decode = avx2::decode;
   kernels.widen_half = avx2::widen_half;

@@ -3,6 +3,7 @@
 #include "../simd/rows.h"
 
 #include "../half.h"
+#include "../low_bit_rows.h"
 #include "common.h"
 
 namespace ditpress {
@@ -37,6 +38,8 @@ DITPRESS_INLINE __m256i round_chunk(__m256 low, __m256 high, __m256 factor) {
 
 void avx2::normalize_row(const NormJob& job) { normalize<Floats>(job); }
 void avx2::residual_row(const ResidualJob& job) { residual<Floats>(job); }
+void avx2::quantize_groups(const RowJob& job, Activation activation) { quantize_groups_generic(job, activation); }
+void avx2::quantize_fp8(const RowJob& job) { quantize_fp8_generic(job); }
 
 void avx2::quantize_row(const RowJob& job) {
   float factor;

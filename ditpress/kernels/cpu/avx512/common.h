@@ -23,6 +23,8 @@ void int8_panel(const Int8Job&);
 void sum_row(const SumJob&);
 void normalize_row(const NormJob&);
 void quantize_row(const RowJob&);
+void quantize_groups(const RowJob&, Activation);
+void quantize_fp8(const RowJob&);
 void residual_row(const ResidualJob&);
 void decode(const DecodeJob&);
 void decode_vbmi(const DecodeJob&);  // also needs AVX512_VBMI

@@ -70,7 +70,8 @@ DITPRESS_INLINE void fetch_ends(const Int8Job& job, int64_t row) {
     }
 }
 
-template <int Rows, int Vectors, bool Grouped, bool Nibbles, bool Stream, Finish How>
+// Grouped: a scale for every group of weights. Scaled: and one for every group of a row.
+template <int Rows, int Vectors, bool Grouped, bool Nibbles, bool Stream, Finish How, bool Scaled>
 __attribute__((noinline)) void int8_tile(const Int8Job& job, int64_t row) {
   const int64_t chunks = job.group_chunks;
   const int8_t* a = job.activations + row * job.groups * chunks * kChunk;
@@ -78,6 +79,7 @@ __attribute__((noinline)) void int8_tile(const Int8Job& job, int64_t row) {
   const int32_t* start = job.start + row;
   const __m512i table = Nibbles ? broadcast_table(job.table) : _mm512_setzero_si512();
   const float* scale = job.scale;
+  const float* row_scale = job.row_scale + row;
   fetch_ends<Rows, Vectors, How>(job, row);
   __m512 f[Rows][Vectors];
   if constexpr (Grouped) {
@@ -94,7 +96,8 @@ __attribute__((noinline)) void int8_tile(const Int8Job& job, int64_t row) {
     DITPRESS_EACH(Vectors, v)
       const __m512 s = _mm512_loadu_ps(scale + 16 * v);
       DITPRESS_EACH(Rows, r)
-        const __m512 sum = _mm512_cvtepi32_ps(acc[r][v]);
+        __m512 sum = _mm512_cvtepi32_ps(acc[r][v]);
+        if constexpr (Scaled) sum = _mm512_mul_ps(sum, _mm512_set1_ps(row_scale[r]));
         if constexpr (Grouped) f[r][v] = _mm512_fmadd_ps(sum, s, f[r][v]);
         else f[r][v] = _mm512_mul_ps(sum, s);
       DITPRESS_END
@@ -103,12 +106,15 @@ __attribute__((noinline)) void int8_tile(const Int8Job& job, int64_t row) {
     w += chunks * 4 * Vectors * kVector / (Nibbles ? 2 : 1);
     scale += 16 * Vectors;
     start += job.m;
+    if constexpr (Scaled) row_scale += job.m;
   } while (--g);
   DITPRESS_EACH(Vectors, v)
     const __mmask16 mask = first_lanes(job.columns - 16 * v);
     const __m512 bias = _mm512_loadu_ps(job.bias + 16 * v);
     DITPRESS_EACH(Rows, r)
-      __m512 y = _mm512_fmadd_ps(f[r][v], _mm512_set1_ps(job.row_scale[row + r]), bias);
+      __m512 y;
+      if constexpr (Scaled) y = _mm512_add_ps(f[r][v], bias);
+      else y = _mm512_fmadd_ps(f[r][v], _mm512_set1_ps(row_scale[r]), bias);
       if constexpr (How == Finish::kGelu) y = gelu(y);
       if constexpr (How == Finish::kGate) y = finish_gate(job.epilogue, y, row + r, 16 * v, mask);
       _mm512_mask_storeu_ps(job.y + (row + r) * job.y_stride + 16 * v, mask, y);
@@ -116,7 +122,7 @@ __attribute__((noinline)) void int8_tile(const Int8Job& job, int64_t row) {
   DITPRESS_END
 }
 
-template <int MaxRows, int Vectors, bool Grouped, bool Nibbles, bool Stream, Finish How>
+template <int MaxRows, int Vectors, bool Grouped, bool Nibbles, bool Stream, Finish How, bool Scaled>
 void int8_tiles(const Int8Job& job) {
   // The codes of the next panel come into the second-level cache a little with every tile.
   const int64_t count = job.last_tile - job.first_tile;
@@ -127,17 +133,17 @@ void int8_tiles(const Int8Job& job) {
       _mm_prefetch(reinterpret_cast<const char*>(job.next + line * 64), _MM_HINT_T1);
     const int64_t row = tile_row(job, t), rows = tile_row(job, t + 1) - row;
     DITPRESS_EACH(MaxRows, i)
-      if (rows == i + 1) int8_tile<i + 1, Vectors, Grouped, Nibbles, Stream, How>(job, row);
+      if (rows == i + 1) int8_tile<i + 1, Vectors, Grouped, Nibbles, Stream, How, Scaled>(job, row);
     DITPRESS_END
   }
 }
 
-template <int MaxRows, int Vectors, bool Grouped, bool Nibbles, bool Stream>
+template <int MaxRows, int Vectors, bool Grouped, bool Nibbles, bool Stream, bool Scaled = false>
 void finish_int8(const Int8Job& job) {
   switch (finish_of(job.epilogue)) {
-    case Finish::kGelu: return int8_tiles<MaxRows, Vectors, Grouped, Nibbles, Stream, Finish::kGelu>(job);
-    case Finish::kGate: return int8_tiles<MaxRows, Vectors, Grouped, Nibbles, Stream, Finish::kGate>(job);
-    default: return int8_tiles<MaxRows, Vectors, Grouped, Nibbles, Stream, Finish::kStore>(job);
+    case Finish::kGelu: return int8_tiles<MaxRows, Vectors, Grouped, Nibbles, Stream, Finish::kGelu, Scaled>(job);
+    case Finish::kGate: return int8_tiles<MaxRows, Vectors, Grouped, Nibbles, Stream, Finish::kGate, Scaled>(job);
+    default: return int8_tiles<MaxRows, Vectors, Grouped, Nibbles, Stream, Finish::kStore, Scaled>(job);
   }
 }
 
@@ -150,7 +156,10 @@ void stream_int8(const Int8Job& job) {
 }  // namespace
 
 void avx512::int8_panel(const Int8Job& job) {
-  if (job.groups == 1) {
+  if (job.scaled) {
+    if (job.nibbles) finish_int8<kGroupNibbleRows, kGroupVectors, true, true, false, true>(job);
+    else finish_int8<kGroupRows, kGroupVectors, true, false, false, true>(job);
+  } else if (job.groups == 1) {
     if (job.nibbles) stream_int8<kChannelRows, kChannelVectors, false, true>(job);
     else stream_int8<kChannelRows, kChannelVectors, false, false>(job);
   } else {

@@ -25,11 +25,14 @@ Kernels avx512_kernels(bool vbmi, bool bf16) {
   Kernels kernels = {};
   kernels.name = "avx512vnni";
   kernels.accelerated = true;
+  kernels.decodes_tables = true;
   kernels.layout = layout;
   kernels.decode_inside = decode_inside;
   kernels.tile_rows = tile_rows;
   kernels.normalize_row = normalize_row;
   kernels.quantize_row = quantize_row;
+  kernels.quantize_groups = quantize_groups;
+  kernels.quantize_fp8 = quantize_fp8;
   kernels.residual_row = residual_row;
   kernels.decode = vbmi ? decode_vbmi : avx512::decode;
   kernels.widen_half = widen_half;

@@ -14,6 +14,8 @@ void int8_panel(const Int8Job&);
 void sum_row(const SumJob&);
 void normalize_row(const NormJob&);
 void quantize_row(const RowJob&);
+void quantize_groups(const RowJob&, Activation);
+void quantize_fp8(const RowJob&);
 void residual_row(const ResidualJob&);
 void decode(const DecodeJob&);
 void widen_half(const uint16_t* half, float* out, int64_t count);

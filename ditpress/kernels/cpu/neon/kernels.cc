@@ -21,6 +21,8 @@ Kernels neon_kernels() {
   kernels.tile_rows = tile_rows;
   kernels.normalize_row = neon::normalize_row;
   kernels.quantize_row = neon::quantize_row;
+  kernels.quantize_groups = neon::quantize_groups;
+  kernels.quantize_fp8 = neon::quantize_fp8;
   kernels.residual_row = neon::residual_row;
   kernels.decode = neon::decode;
   kernels.widen_half = neon::widen_half;

@@ -3,6 +3,7 @@
 #include "../simd/rows.h"
 
 #include "../half.h"
+#include "../low_bit_rows.h"
 #include "common.h"
 
 namespace ditpress {
@@ -37,6 +38,8 @@ DITPRESS_INLINE int8x16_t round_chunk(const float* x, float factor) {
 
 void neon::normalize_row(const NormJob& job) { normalize<Floats>(job); }
 void neon::residual_row(const ResidualJob& job) { residual<Floats>(job); }
+void neon::quantize_groups(const RowJob& job, Activation activation) { quantize_groups_generic(job, activation); }
+void neon::quantize_fp8(const RowJob& job) { quantize_fp8_generic(job); }
 
 // Signed layout: no compensation, sums start at zero.
 void neon::quantize_row(const RowJob& job) {

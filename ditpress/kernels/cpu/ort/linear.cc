@@ -7,20 +7,24 @@
 
 namespace ditpress::ort {
 
-LinearOp::LinearOp(const char* name_, int entries_, int vector_length_, Activation activation_, Element scale_)
-    : CustomOp{}, op_name(name_), entries(entries_), vector_length(vector_length_), activation(activation_),
-      scale(scale_) {
+LinearOp::LinearOp(const char* name_, int entries_, int vector_length_, bool tables_, Activation activation_,
+                   Element scale_)
+    : CustomOp{}, op_name(name_), entries(entries_), vector_length(vector_length_), tables(tables_),
+      activation(activation_), scale(scale_) {
   describe<LinearOp, LinearKernel>(*this);
-  input_count = [](const CustomOp*) -> size_t { return 6; };
+  input_count = [](const CustomOp* op) -> size_t { return static_cast<const LinearOp*>(op)->tables ? 7 : 6; };
   input_type = [](const CustomOp* op, size_t i) {
     switch (i) {
       case 1: return Element::kUInt8;
       case 2: return static_cast<const LinearOp*>(op)->scale;
       case 3: return Element::kInt8;
+      case 5: return static_cast<const LinearOp*>(op)->tables ? Element::kUInt8 : Element::kFloat;
       default: return Element::kFloat;
     }
   };
-  input_presence = [](const CustomOp*, size_t i) { return i < 5 ? Presence::kRequired : Presence::kVariadic; };
+  input_presence = [](const CustomOp* op, size_t i) {
+    return i < op->input_count(op) - 1 ? Presence::kRequired : Presence::kVariadic;
+  };
   variadic_input_min = [](const CustomOp*) { return 0; };
   output_count = [](const CustomOp*) -> size_t { return 1; };
   output_presence = [](const CustomOp*, size_t) { return Presence::kVariadic; };
@@ -55,9 +59,9 @@ LinearKernel::LinearKernel(const LinearOp& op, const Api& api_, const KernelInfo
     fail("splits " + text(splits_) + " do not add up to N=" + std::to_string(n_));
   if (gate_ && splits_.size() > 1) fail("gate_residual goes with one output, not with splits");
 
-  const Value* inputs[kExtra] = {};
-  bool constant[kExtra] = {};
-  for (size_t i = kCodes; i < kExtra; ++i) {
+  const Value* inputs[kMostOwn] = {};
+  bool constant[kMostOwn] = {};
+  for (size_t i = kCodes; i < own(); ++i) {
     int is_constant = 0;
     check(api.constant_input(info, i, &is_constant, &inputs[i]));
     constant[i] = is_constant != 0;
@@ -66,7 +70,7 @@ LinearKernel::LinearKernel(const LinearOp& op, const Api& api_, const KernelInfo
     expect(inputs[kBias], "bias", {n_});
     bias_checked_ = true;
   }
-  if (constant[kCodes] && constant[kScale] && constant[kCodebook]) {
+  if (constant[kCodes] && constant[kScale] && constant[kCodebook] && (!op_.tables || constant[kTable])) {
     const WeightSource weight = source(inputs);
     weight_ = std::make_unique<Weight>(weight, *kernels_);
     const int64_t row = code_bytes(k_ / op_.vector_length, op_.entries);
@@ -74,12 +78,17 @@ LinearKernel::LinearKernel(const LinearOp& op, const Api& api_, const KernelInfo
   }
 }
 
-WeightSource LinearKernel::source(const Value* const (&inputs)[kExtra]) const {
+WeightSource LinearKernel::source(const Value* const* inputs) const {
   const int64_t groups = k_ / group_, d = op_.vector_length;
   if (k_ % d) fail("K=" + std::to_string(k_) + ", expected a multiple of the vector length " + std::to_string(d));
   expect(inputs[kCodes], "codes", {n_, code_bytes(k_ / d, op_.entries)});
   expect(inputs[kScale], "scale", {n_, groups});
-  expect(inputs[kCodebook], "codebook", {op_.entries * d});
+  int64_t tables = 1;
+  if (op_.tables) {
+    tables = count_of(shape_of(api, inputs[kCodebook])) / op_.entries;
+    expect(inputs[kTable], "table", {n_});
+  }
+  expect(inputs[kCodebook], "codebook", {tables * op_.entries * d});
   WeightSource result;
   result.codes = data_of<const uint8_t>(api, inputs[kCodes]);
   result.n = n_;
@@ -92,12 +101,14 @@ WeightSource LinearKernel::source(const Value* const (&inputs)[kExtra]) const {
   result.groups = groups;
   result.activation = op_.activation;
   result.fold_scales = fold_scales_;
+  result.tables = static_cast<int>(tables);
+  result.table = op_.tables ? data_of<const uint8_t>(api, inputs[kTable]) : nullptr;
   return result;
 }
 
 void LinearKernel::compute(KernelContext* context) {
-  constexpr size_t kMost = kExtra + 4;
-  const size_t wanted = kExtra + (norm_ ? 2 : 0) + (gate_ ? 2 : 0);
+  constexpr size_t kMost = kMostOwn + 4;
+  const size_t wanted = own() + (norm_ ? 2 : 0) + (gate_ ? 2 : 0);
   size_t given = 0, outputs = 0;
   check(api.input_count(context, &given));
   check(api.output_count(context, &outputs));
@@ -109,8 +120,7 @@ void LinearKernel::compute(KernelContext* context) {
   if (!bias_checked_) expect(inputs[kBias], "bias", {n_});
   std::unique_ptr<Weight> packed;
   if (!weight_) {
-    const Value* const weight[kExtra] = {inputs[0], inputs[1], inputs[2], inputs[3], inputs[4]};
-    packed = std::make_unique<Weight>(source(weight), *kernels_);
+    packed = std::make_unique<Weight>(source(inputs), *kernels_);
   }
 
   Shape shape = shape_of(api, inputs[kX]);
@@ -118,7 +128,7 @@ void LinearKernel::compute(KernelContext* context) {
   call.m = expect_rows(inputs[kX], "x", k_);
   call.x = data_of<const float>(api, inputs[kX]);
   call.bias = data_of<const float>(api, inputs[kBias]);
-  size_t next = kExtra;
+  size_t next = own();
   if (norm_) {
     call.prologue_rows = expect_rows(inputs[next], "shift", k_);
     if (expect_rows(inputs[next + 1], "modulation", k_) != call.prologue_rows)

@@ -1,6 +1,7 @@
 // The QLinear ops. All compute `ditpress::qlinear_fused`:
 //   inputs      x float [..., K]; codes uint8 [N, bytes of K codes]; scale float or float16 [N, K / group_size];
-//               codebook int8 [entries * vector length]; bias float [N]; then what the attributes ask for, all float:
+//               codebook int8 [tables * entries * vector length]; bias float [N]; only where a codebook has several
+//               tables: table uint8 [N]; then what the attributes ask for, all float:
 //               shift and modulation [..., K] (prologue), gate [..., N] and residual [..., N] (epilogue)
 //   attributes  N, K, group_size, fold_scales (ints); prologue ("" or "layer_norm_modulate"), epsilon; epilogue ("",
 //               "gelu_tanh" or "gate_residual"); splits (ints, may be absent: columns of each output)
@@ -16,9 +17,10 @@
 namespace ditpress::ort {
 
 struct LinearOp : CustomOp {
-  LinearOp(const char* name, int entries, int vector_length, Activation activation, Element scale);
+  LinearOp(const char* name, int entries, int vector_length, bool tables, Activation activation, Element scale);
   const char* op_name;
   int entries, vector_length;
+  bool tables;  // one of several for each output, named by a sixth input
   Activation activation;
   Element scale;
 };
@@ -29,9 +31,11 @@ class LinearKernel : public Node {
   void compute(KernelContext* context);
 
  private:
-  enum Input : size_t { kX, kCodes, kScale, kCodebook, kBias, kExtra };
-  // codes, scale and codebook as the packer takes them, their shapes checked.
-  WeightSource source(const Value* const (&inputs)[kExtra]) const;
+  enum Input : size_t { kX, kCodes, kScale, kCodebook, kBias, kTable, kMostOwn };
+  // Inputs before those that prologue and epilogue ask for.
+  size_t own() const { return op_.tables ? kMostOwn : kTable; }
+  // codes, scale, codebook and table as the packer takes them, their shapes checked.
+  WeightSource source(const Value* const* inputs) const;
 
   const LinearOp& op_;
   int64_t n_, k_, group_;

@@ -70,17 +70,21 @@ Status* infer_attention(const CustomOp*, ShapeInferContext* context) {
 // Descriptors and domain must outlive all sessions. One op name has a descriptor for each type of scale.
 std::deque<LinearOp> linear_ops() {
   struct Name {
-    const char *with_int8, *weight_only;
+    const char* name;
     int entries, vector_length;
+    bool tables;
   };
-  constexpr Name names[] = {{"QLinear8A8", "QLinear8", 256, 1},      {"QLinear4A8", "QLinear4", 16, 1},
-                            {"QLinear2A8", "QLinear2", 4, 1},        {"QLinearTA8", "QLinearT", 3, 1},
-                            {"QLinearV8x4A8", "QLinearV8x4", 256, 4}, {"QLinearV6x2A8", "QLinearV6x2", 64, 2}};
+  constexpr Name codings[] = {{"8", 256, 1, false}, {"4", 16, 1, false},      {"4M", 16, 1, true},  {"2", 4, 1, false},
+                              {"T", 3, 1, false},   {"V8x4", 256, 4, false}, {"V6x2", 64, 2, false}};
+  constexpr const char* activations[] = {"", "A8", "A4", "U4", "F4", "F8"};  // in the order of enum Activation
+  static std::deque<std::string> names;  // which the descriptors point at
   std::deque<LinearOp> ops;
-  for (const Name& name : names)
-    for (const Element scale : {Element::kFloat, Element::kFloat16}) {
-      ops.emplace_back(name.with_int8, name.entries, name.vector_length, Activation::kInt8, scale);
-      ops.emplace_back(name.weight_only, name.entries, name.vector_length, Activation::kNone, scale);
+  for (const Name& coding : codings)
+    for (int32_t a = 0; a < 6; ++a) {
+      names.push_back(std::string("QLinear") + coding.name + activations[a]);
+      for (const Element scale : {Element::kFloat, Element::kFloat16})
+        ops.emplace_back(names.back().c_str(), coding.entries, coding.vector_length, coding.tables,
+                         static_cast<Activation>(a), scale);
     }
   for (LinearOp& op : ops) op.infer_shape = infer_linear;
   return ops;

@@ -8,6 +8,7 @@
 #include "../epilogue.h"
 #include "../fold.h"
 #include "../half.h"
+#include "../low_bit_rows.h"
 #include "../rows.h"
 
 namespace ditpress {
@@ -44,13 +45,16 @@ void int8_tile(const Int8Job& job, int64_t row, int rows) {
             acc[r][n] += v[0] * w[4 * n] + v[1] * w[4 * n + 1] + v[2] * w[4 * n + 2] + v[3] * w[4 * n + 3];
         }
     const float* scale = job.scale + g * kColumns;
-    for (int r = 0; r < rows; ++r)
-      for (int n = 0; n < kColumns; ++n) f[r][n] = std::fma(static_cast<float>(acc[r][n]), scale[n], f[r][n]);
+    for (int r = 0; r < rows; ++r) {
+      const float own = job.scaled ? job.row_scale[g * job.m + row + r] : 1.0f;
+      for (int n = 0; n < kColumns; ++n) f[r][n] = std::fma(static_cast<float>(acc[r][n]) * own, scale[n], f[r][n]);
+    }
   }
-  for (int r = 0; r < rows; ++r)
+  for (int r = 0; r < rows; ++r) {
+    const float own = job.scaled ? 1.0f : job.row_scale[row + r];
     for (int n = 0; n < job.columns; ++n)
-      job.y[(row + r) * job.y_stride + n] =
-          finish(job.epilogue, std::fma(f[r][n], job.row_scale[row + r], job.bias[n]), row + r, n);
+      job.y[(row + r) * job.y_stride + n] = finish(job.epilogue, std::fma(f[r][n], own, job.bias[n]), row + r, n);
+  }
 }
 
 void int8_panel(const Int8Job& job) {
@@ -63,6 +67,8 @@ void int8_panel(const Int8Job& job) {
 void sum_row(const SumJob& job) { sum_row_generic(job); }
 void normalize_row(const NormJob& job) { normalize_row_generic(job); }
 void quantize_row(const RowJob& job) { quantize_row_generic(job); }
+void quantize_groups(const RowJob& job, Activation activation) { quantize_groups_generic(job, activation); }
+void quantize_fp8(const RowJob& job) { quantize_fp8_generic(job); }
 void residual_row(const ResidualJob& job) { residual_row_generic(job); }
 void attention(const AttentionJob& job) { attention_generic(job); }
 
@@ -77,6 +83,8 @@ Kernels portable_kernels() {
   kernels.tile_rows = tile_rows;
   kernels.normalize_row = normalize_row;
   kernels.quantize_row = quantize_row;
+  kernels.quantize_groups = quantize_groups;
+  kernels.quantize_fp8 = quantize_fp8;
   kernels.residual_row = residual_row;
   kernels.decode = decode;
   kernels.widen_half = widen_half;
