@@ -78,7 +78,7 @@ def modulated(x: Tensor, modulation: Modulation) -> Tensor:
 def linears(x: Tensor, modules: tuple[nn.Module, ...], modulation: Modulation | None) -> list[Tensor]:
     """What several linears make of the same ``x`` ``[B, T, K]``, modulated before if so asked."""
     if modulation is not None and not all(rounds_input(module) for module in modules):
-        x, modulation = modulated(x, modulation), None  # once for all: only rounded rows are remade in passing
+        x, modulation = modulated(x, modulation), None  # once for all: only rounding remakes rows anyway
     return [linear(x, module, modulation=modulation) for module in modules]
 
 

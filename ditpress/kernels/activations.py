@@ -1,4 +1,4 @@
-"""The definition of the activation formats: how a low-bit linear rounds its input at run time, in plain torch.
+"""The definition of the activation formats: how a low-bit linear rounds its input at run time.
 
 "none"
     x stays float32.
@@ -6,19 +6,20 @@
     Whole numbers in [-127, 127], one scale per row (a token): a = amax / 127, amax = max_k |x_k|;
     q_k = clamp(rint(x_k * (127 / amax)), -127, 127).
 "int4", "uint4", "fp4-e2m1"
-    One scale per row and group of weights that share a scale: a = amax / L and q_k = nearest(x_k * (L / amax)),
-    with the amax of the group. "int4": L = 7, whole numbers in [-7, 7]. "uint4": L = 15, whole numbers in
-    [0, 15], for inputs that have no negative values (those count as 0; amax is the largest value). "fp4-e2m1":
-    L = 12, 0, 1, 2, 3, 4, 6, 8, 12 and their negatives, the values of E2M1 in half units (OCP Microscaling
-    Formats 1.0, section 5.3.3).
+    One scale per row and group of weights that share a scale: a = amax / L and
+    q_k = nearest(x_k * (L / amax)), with the amax of the group. "int4": L = 7, whole numbers in [-7, 7].
+    "uint4": L = 15, whole numbers in [0, 15], for inputs that have no negative values (those count as 0; amax
+    is the largest value). "fp4-e2m1": L = 12, 0, 1, 2, 3, 4, 6, 8, 12 and their negatives, the values of E2M1
+    in half units (OCP Microscaling Formats 1.0, section 5.3.3).
 "fp8-e4m3"
-    v_k = x_k * (448 / amax) per row, rounded to E4M3 (Micikevicius et al. 2022, "FP8 Formats for Deep Learning",
-    table 1): four significant bits, the smallest step 2**-9, the largest value 448. q_k = 512 v_k is a whole
-    number, a = amax / (448 * 512).
+    v_k = x_k * (448 / amax) per row, rounded to E4M3 (Micikevicius et al. 2022, "FP8 Formats for Deep
+    Learning", table 1): four significant bits, the smallest step 2**-9, the largest value 448. q_k = 512 v_k
+    is a whole number, a = amax / (448 * 512).
 
-All steps are float32 in the order written, nearest and rint take the even one of two equally near (for E2M1 and
-E4M3: the one with an even mantissa). A group (or row) whose amax is below 2**-120 counts as zero, since L / amax
-could overflow: q = 0, a = 0. One with a NaN or an infinity of either sign has no scale: q = 0, a = NaN.
+All steps are float32 in the order written, nearest and rint take the even one of two equally near (for E2M1
+and E4M3: the one with an even mantissa). A group (or row) whose amax is below 2**-120 counts as zero, since
+L / amax could overflow: q = 0, a = 0. One with a NaN or an infinity of either sign has no scale: q = 0,
+a = NaN.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def fake_quantize(x: Tensor, activation: str, group_size: int) -> Tensor:
 
 
 def split_digits(q: Tensor) -> list[Tensor]:
-    """Whole numbers of "fp8-e4m3" as three digits in [-64, 64]: ``q = sum_p DIGITS[p] * digit_p``, exactly."""
+    """Whole numbers of "fp8-e4m3" as digits in [-64, 64]: ``q = sum_p DIGITS[p] * digit_p``, exactly."""
     digits = []
     for weight in DIGITS:
         digits.append((q / weight).round())  # powers of two: exact

@@ -12,7 +12,7 @@ from ditpress.kernels.activations import ACTIVATIONS
 from ditpress.kernels.packing import BITS, packed_width
 
 MAX_GROUP = 2**17
-"""Weights that may share a scale where activations are rounded: 2**17 products of 127 * 128 still fit int32."""
+"""Weights that may share a scale where x is rounded: 2**17 products of 127 * 128 still fit int32."""
 
 TABLE_ENTRIES = 16
 """Entries of each table of a codebook with several of them."""
@@ -89,7 +89,7 @@ def check_weight(
             f"qlinear codebook is {codebook.dtype} {list(codebook.shape)}, expected torch.int8 [entries, d], "
             f"entries one of {', '.join(map(str, BITS))}"
         )
-    entries, length = code_entries(codebook, table), int(codebook.shape[1])  # constants, also of a symbolic trace
+    entries, length = code_entries(codebook, table), int(codebook.shape[1])  # also of a symbolic trace
     if in_features < 1 or length < 1 or in_features % length:
         raise InputError(f"qlinear codebook vectors of {length} do not divide in_features={in_features}")
     width = packed_width(in_features // length, entries)

@@ -138,9 +138,9 @@ FORMATS: dict[str, Format] = {
 """The known formats by name.
 
 int8 and int4 are offset codes: quantizers use -127..127 and -8..7. fp4 has the tables of fp4-e2m1, fp4-e1m2
-and fp4-e3m0, in this order, one of them for every output channel (HQ-DiT, Liu et al. 2024). ternary packs five codes a byte, 1.6 bits
-a weight; ternary-2bit takes 2 bits and never uses its fourth code. vq-256x4 and vq-64x2 (2 and 3 bits a
-weight) are vector quantization with a codebook per layer.
+and fp4-e3m0, in this order, one of them for every output channel (HQ-DiT, Liu et al. 2024). ternary packs
+five codes a byte, 1.6 bits a weight; ternary-2bit takes 2 bits and never uses its fourth code. vq-256x4 and
+vq-64x2 (2 and 3 bits a weight) are vector quantization with a codebook per layer.
 """
 
 

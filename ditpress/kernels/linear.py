@@ -171,7 +171,7 @@ class QuantizedLinear(nn.Module):
 
 def _check_whose_table(format: Format, table: Tensor | None) -> None:
     if format.tables > 1 and table is None:
-        raise InputError(f"format {format.name} has {format.tables} tables: give table, uint8, one per channel")
+        raise InputError(f"format {format.name} has {format.tables} tables: give table, one per channel")
     if format.tables == 1 and table is not None:
         raise InputError(f"format {format.name} has one table: leave table out")
 

@@ -20,8 +20,8 @@ from ditpress.kernels.reference_fused import qlinear_fused_reference
 _library = torch.library.Library("ditpress", "FRAGMENT")
 _library.define(
     "qlinear_fused(Tensor x, Tensor codes, Tensor scale, Tensor codebook, Tensor? bias, str activation, "
-    "bool fold_scales, Tensor? table, Tensor? shift, Tensor? modulation, float epsilon, bool gelu, Tensor? gate, "
-    "Tensor? residual) -> Tensor",
+    "bool fold_scales, Tensor? table, Tensor? shift, Tensor? modulation, float epsilon, bool gelu, "
+    "Tensor? gate, Tensor? residual) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 

@@ -1,8 +1,8 @@
 """The definition of the op ``ditpress::qlinear``, in plain torch on any device.
 
 x is first rounded as :mod:`ditpress.kernels.activations` defines it: to whole numbers q with scales a. All
-float steps after that are float32 and their order is fixed, so that every kernel gives the same bits. For a row
-of q, an output n and its G groups of K/G weights:
+float steps after that are float32 and their order is fixed, so that every kernel gives the same bits. For a
+row of q, an output n and its G groups of K/G weights:
 
     acc_g = sum_{k in g} q_k * codebook[code_nk]                          (integers, exact)
 
@@ -14,8 +14,8 @@ of q, an output n and its G groups of K/G weights:
     f = 0;  for g in order: f = fma(float32(acc_g) * a_g, float32(scale_ng), f)
     y = f + bias_n
 
-    "fp8-e4m3", one a per row; q = 2**14 d_0 + 2**7 d_1 + d_2 with d_0 = rint(q / 2**14), d_1 = rint of what is
-    left / 2**7, and d_2 the rest; each digit is multiplied as with "int8":
+    "fp8-e4m3", one a per row; q = 2**14 d_0 + 2**7 d_1 + d_2 with d_0 = rint(q / 2**14), d_1 = rint of what
+    is left / 2**7, and d_2 the rest; each digit is multiplied as with "int8":
     f_p = 0;  for g in order: f_p = fma(float32(acc_pg), float32(scale_ng), f_p)
     y_p = f_p * (a * 2**(14 - 7 p));  y = (y_0 + (y_1 + y_2)) + bias_n
 
@@ -23,8 +23,8 @@ A row with a NaN or an infinity has a scale that is NaN: its whole result is NaN
 products x * codebook are summed group by group, in any order; kernels may round x to 2**-24 of its row's amax
 first. There too a row with a NaN or an infinity gives NaN.
 
-Where a codebook has several tables of 16 entries, ``table`` names one for every output n, and codes count from
-its first entry.
+Where a codebook has several tables of 16 entries, ``table`` names one for every output n, and codes count
+from its first entry.
 
 With ``fold_scales``, activation "int8" and G > 1 the weights and scales are first replaced by those of
 :mod:`ditpress.kernels.folding`, one group a channel; in all other cases it changes nothing.
@@ -70,7 +70,7 @@ def qlinear_reference(
     fold_scales: bool = False,
     table: Tensor | None = None,
 ) -> Tensor:
-    """See :func:`ditpress.kernels.qlinear.qlinear`; arguments are taken as checked but for numbers in table."""
+    """See :func:`ditpress.kernels.qlinear.qlinear`; arguments are taken as checked, but numbers in table."""
     check_table_values(table, codebook)
     in_features, out_features = x.shape[-1], codes.shape[0]
     rows = x.reshape(-1, in_features)
@@ -100,7 +100,7 @@ def qlinear_reference(
 def _product(
     x: Tensor, a: Tensor | None, weights: Tensor, scale: Tensor, bias: Tensor | float, activation: str
 ) -> Tensor:
-    """``y`` of some columns: x ``[M, K]`` (whole numbers where there is a scale ``a``), weights ``[n, K]``."""
+    """``y`` of some columns: x ``[M, K]``, whole numbers if there is a scale ``a``, weights ``[n, K]``."""
     if a is None:
         return _accumulate(x, weights, scale, exact=False) + bias
     if activation in PER_GROUP:
@@ -114,9 +114,7 @@ def _product(
     return _fma(_accumulate(x, weights, scale, exact=True), a, bias)
 
 
-def _accumulate(
-    x: Tensor, weights: Tensor, scale: Tensor, exact: bool, a: Tensor | None = None
-) -> Tensor:
+def _accumulate(x: Tensor, weights: Tensor, scale: Tensor, exact: bool, a: Tensor | None = None) -> Tensor:
     """``sum_g scale[:, g] * a[:, g] * (x_g @ weights_g.T)``: x ``[M, K]``, a ``[M, G]``, scale ``[n, G]``."""
     group = x.shape[1] // scale.shape[1]
     # Sums of whole numbers are exact in float32 while no partial sum can pass 2**24.

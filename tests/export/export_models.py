@@ -30,6 +30,7 @@ def low_bit(linear: nn.Linear, format: str, group: int, activation: str) -> Quan
         in_features,
         bias=None if linear.bias is None else linear.bias.detach(),
         activation=activation,
+        table=(torch.arange(out_features) % fmt.tables).to(torch.uint8) if fmt.tables > 1 else None,
     )
 
 

@@ -22,8 +22,9 @@ from ditpress.export.functions import (
     function_proto,
     kind_of,
 )
-from ditpress.export.functions.kinds import CODEBOOKS
+from ditpress.export.functions.kinds import CODEBOOKS, SUFFIXES, TABLES
 from ditpress.export.session import onnx_library_path
+from ditpress.kernels.activations import ACTIVATIONS, fake_quantize
 
 N = 128
 
@@ -46,7 +47,8 @@ def weights(coding, in_features, group, half_scale, rng):
     """Arrays of a node, and the weight they mean in float64."""
     entries, length = CODEBOOKS[coding]
     codes = rng.integers(0, entries, (N, in_features // length), dtype=np.uint8)
-    codebook = rng.integers(-128, 128, (entries, length)).astype(np.int8)
+    count = 3 if coding == TABLES else 1
+    codebook = rng.integers(-128, 128, (count * entries, length)).astype(np.int8)
     scale = rng.uniform(0.001, 0.01, (N, in_features // group))
     scale = scale.astype(np.float16 if half_scale else np.float32)
     arrays = {
@@ -55,6 +57,9 @@ def weights(coding, in_features, group, half_scale, rng):
         "codebook": codebook.reshape(-1),
         "bias": rng.normal(size=N).astype(np.float32),
     }
+    if coding == TABLES:
+        arrays["table"] = rng.integers(0, count, N, dtype=np.uint8)
+        codes = codes + 16 * arrays["table"].astype(np.int64)[:, None]
     values = codebook[codes].reshape(N, in_features).astype(np.float64)
     return arrays, values * np.repeat(scale.astype(np.float64), group, 1)
 
@@ -63,7 +68,8 @@ def session_of(kind, in_features, group, arrays, library, variant=None, feeds=()
     """A model of one node; ``feeds`` are the shapes of the float inputs behind the bias."""
     overload = variant and variant.overload
     variant = variant or Variant(table=True)
-    extra = dict(zip(variant.inputs[5:], feeds, strict=True))
+    inputs = variant.inputs(kind)
+    extra = dict(zip(inputs[len(kind.inputs) :], feeds, strict=True))
     outputs = ["y"] if variant.outputs == 1 else [f"y{i}" for i in range(variant.outputs)]
     attributes = {
         "N": N,
@@ -76,9 +82,7 @@ def session_of(kind, in_features, group, arrays, library, variant=None, feeds=()
     }
     if variant.outputs == 2:
         attributes["splits"] = [64, N - 64]
-    node = helper.make_node(
-        kind.name, list(variant.inputs), outputs, name="layer", domain="ditpress", **attributes
-    )
+    node = helper.make_node(kind.name, list(inputs), outputs, name="layer", domain="ditpress", **attributes)
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
         [node],
@@ -107,25 +111,29 @@ def session(graph, library, overload=None, options=None):
     return onnxruntime.InferenceSession(proto.SerializeToString(), options)
 
 
-def rounded(x):
-    """What int8 activations leave of x."""
-    amax = np.abs(x).max(-1, keepdims=True)
-    q = np.clip(np.rint(x * (np.float32(127) / amax)), -127, 127).astype(np.float64)
-    return q * (amax.astype(np.float64) / 127)
+def rounded(x, activation, group):
+    """What activations leave of x, by the definition in PyTorch (float32 scales, float32 products)."""
+    return fake_quantize(torch.from_numpy(x), activation, group).double().numpy()
+
+
+def test_every_activation_format_has_nodes():
+    assert set(SUFFIXES) == set(ACTIVATIONS)
+    assert len(set(SUFFIXES.values())) == len(SUFFIXES)
 
 
 @pytest.mark.parametrize("library", LIBRARIES_FUSED)
-@pytest.mark.parametrize("int8", [True, False])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize(("in_features", "groups", "half_scale"), [(128, 1, False), (132, 3, True)])
 @pytest.mark.parametrize("coding", list(CODEBOOKS))
-def test_coding_means_its_codebook(coding, in_features, groups, half_scale, int8, library):
+def test_coding_means_its_codebook(coding, in_features, groups, half_scale, activation, library):
     rng = np.random.default_rng(0)
     arrays, weight = weights(coding, in_features, in_features // groups, half_scale, rng)
-    kind = kind_of(*CODEBOOKS[coding], int8)
-    assert kind.name == f"QLinear{coding}{'A8' if int8 else ''}"
+    kind = kind_of(*CODEBOOKS[coding], activation, coding == TABLES)
+    assert kind.name == f"QLinear{coding}{SUFFIXES[activation]}"
     x = rng.normal(size=(2, 3, in_features)).astype(np.float32)
+    x[0, 1, : in_features // groups] = 0  # a group, or a row, that rounds to zeros
     (y,) = session_of(kind, in_features, in_features // groups, arrays, library).run(None, {"x": x})
-    expected = (rounded(x) if int8 else x.astype(np.float64)) @ weight.T + arrays["bias"]
+    expected = rounded(x, activation, in_features // groups) @ weight.T + arrays["bias"]
     np.testing.assert_allclose(y, expected, rtol=0, atol=3e-6 * np.abs(expected).max())
 
 
@@ -134,10 +142,10 @@ def test_constant_folding_keeps_the_codes_small(coding, tmp_path):
     """What ONNX Runtime holds after loading: no float32 copy of the weights."""
     in_features = 768
     arrays, _ = weights(coding, in_features, 128, True, np.random.default_rng(0))
-    for int8 in (True, False):
+    for activation in ("int8", "none", "uint4"):
         options = onnxruntime.SessionOptions()
         options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
-        opened = session_of(Kind(coding, int8), in_features, 128, arrays, False, options=options)
+        opened = session_of(Kind(coding, activation), in_features, 128, arrays, False, options=options)
         held = onnx.load(tmp_path / "optimized.onnx").graph.initializer
         # codes, scales in float32, and what depends on neither N nor the group: tables and places in a row
         fixed = 256 * 4 * 8 + in_features // 2 * 8 * 3
@@ -152,7 +160,7 @@ def test_odd_rows(coding):
     for in_features in (2, 6, 10, 14, 66):
         arrays, weight = weights(coding, in_features, in_features, False, rng)
         x = rng.normal(size=(1, 2, in_features)).astype(np.float32)
-        (y,) = session_of(Kind(coding, False), in_features, in_features, arrays, False).run(None, {"x": x})
+        (y,) = session_of(Kind(coding, "none"), in_features, in_features, arrays, False).run(None, {"x": x})
         expected = x.astype(np.float64) @ weight.T + arrays["bias"]
         np.testing.assert_allclose(y, expected, rtol=0, atol=3e-6 * np.abs(expected).max())
 
@@ -182,10 +190,12 @@ PARTS = [
 
 
 @pytest.mark.parametrize("library", LIBRARIES_FUSED)
-@pytest.mark.parametrize("int8", [True, False])
-@pytest.mark.parametrize(("coding", "table"), [("4", False), ("8", False), ("4", True), ("T", True)])
+@pytest.mark.parametrize("activation", ["int8", "none", "int4"])
+@pytest.mark.parametrize(
+    ("coding", "table"), [("4", False), ("8", False), ("4", True), ("T", True), ("4M", True)]
+)
 @pytest.mark.parametrize(("prologue", "epilogue", "outputs"), PARTS)
-def test_parts_around_the_product(prologue, epilogue, outputs, coding, table, int8, library):
+def test_parts_around_the_product(prologue, epilogue, outputs, coding, table, activation, library):
     rng = np.random.default_rng(0)
     inner, batch, tokens = 64, 2, 5
     arrays, weight = weights(coding, inner, inner, False, rng) if table else affine(coding, inner, rng)
@@ -197,17 +207,16 @@ def test_parts_around_the_product(prologue, epilogue, outputs, coding, table, in
         "gate": (batch, 1, N),
         "residual": (batch, tokens, N),
     }
-    for name in variant.inputs[5:]:
+    kind = Kind(coding, activation)
+    extra = variant.inputs(kind)[len(kind.inputs) :]
+    for name in extra:
         feeds[name] = rng.normal(size=shapes[name]).astype(np.float32)
-    opened = session_of(
-        Kind(coding, int8), inner, inner, arrays, library, variant, [shapes[n] for n in variant.inputs[5:]]
-    )
+    opened = session_of(kind, inner, inner, arrays, library, variant, [shapes[name] for name in extra])
     h = torch.from_numpy(feeds["x"])
     if prologue:
         h = F.layer_norm(h, (inner,), eps=1e-6) * (1 + torch.from_numpy(feeds["modulation"]))
         h = h + torch.from_numpy(feeds["shift"])
-    a = rounded(h.numpy()) if int8 else h.double().numpy()
-    expected = torch.from_numpy(a @ weight.T + arrays["bias"])
+    expected = torch.from_numpy(rounded(h.numpy(), activation, inner) @ weight.T + arrays["bias"])
     if epilogue == "gelu_tanh":
         expected = F.gelu(expected, approximate="tanh")
     elif epilogue == "gate_residual":
@@ -215,14 +224,16 @@ def test_parts_around_the_product(prologue, epilogue, outputs, coding, table, in
         expected = gate * expected + residual
     actual = opened.run(None, feeds)
     pieces = [expected] if outputs == 1 else [expected[..., :64], expected[..., 64:]]
-    # A last bit of the layer norm may move an activation to the next step of int8.
-    limit = 3e-6 if not (prologue and int8) else 0.02
+    # A last bit of the layer norm may move an activation to the next step of its format.
+    steps = {"none": 3e-6, "int8": 0.02, "int4": 0.3}
+    limit = steps[activation] if prologue else 3e-6
     if epilogue == "gelu_tanh":
         limit = max(limit, 1.5e-5)  # what the kernel's GELU is allowed
     for y, piece in zip(actual, pieces, strict=True):
         assert y.shape == tuple(piece.shape)
         assert np.abs(y - piece.numpy()).max() <= limit * float(expected.abs().max())
-        assert np.abs(y - piece.numpy()).mean() <= 1e-3 * float(expected.abs().max())
+        mean = 1e-3 if activation != "int4" else 1e-2
+        assert np.abs(y - piece.numpy()).mean() <= mean * float(expected.abs().max())
 
 
 @pytest.mark.parametrize("library", LIBRARIES_FUSED)
@@ -254,7 +265,9 @@ def test_attention_is_scaled_dot_product_attention(mask, library):
 
 def test_unknown_functions():
     with pytest.raises(InputError, match=r"codebook \[8, 1\]"):
-        kind_of(8, 1, True)
+        kind_of(8, 1, "int8")
+    with pytest.raises(InputError, match=r"codebook \[256, 1\]"):
+        kind_of(256, 1, "int8", tables=True)
     with pytest.raises(InputError, match="with a table"):
         function_proto("QLinear2")
     with pytest.raises(InputError, match="causal"):

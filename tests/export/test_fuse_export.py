@@ -17,7 +17,7 @@ from ditpress.export import onnx as exporter
 from ditpress.export import session as sessions
 from ditpress.export.inputs import Signature
 from ditpress.export.onnx import build_model, export_transformer
-from ditpress.export.openloop import int8_nodes
+from ditpress.export.openloop import rounding_nodes
 from ditpress.export.parity import cases, compare
 from ditpress.export.session import onnx_session
 
@@ -54,13 +54,20 @@ def counts(nodes):
 
 @pytest.mark.parametrize(
     ("format", "group", "activation"),
-    [("int4", 32, "int8"), ("int8", None, "int8"), ("nf4", 32, "int8"), ("int4", 32, "none")],
+    [
+        ("int4", 32, "int8"),
+        ("int8", None, "int8"),
+        ("nf4", 32, "int8"),
+        ("int4", 32, "none"),
+        ("fp4", 32, "fp8-e4m3"),
+        ("fp4", 32, "fp4-e2m1"),
+    ],
 )
 def test_dit_is_fused(format, group, activation, library, tmp_path):
     model, calls = make_fused(format, group, activation), make_calls(3)
     path, parity = export_transformer(model, tmp_path / "transformer", calls)
     # norms of q, k and v in one node, and of the MLP; weight-only layers keep theirs outside
-    norms = 2 * LAYERS if activation == "int8" else 0
+    norms = 0 if activation == "none" else 2 * LAYERS
     assert counts(nodes_of(path)) == {
         "norm": norms,
         "gelu": LAYERS,
@@ -143,7 +150,7 @@ def test_merging_holds_no_second_copy_of_the_weights():
     lazy = [v for v in graph.graph.initializers.values() if isinstance(v.const_value, exporter.ir.LazyTensor)]
     assert len(lazy) == 3 * LAYERS
     assert not [v for v in lazy if v.const_value.cache]
-    assert len(int8_nodes(graph)) == 4 * LAYERS
+    assert len(rounding_nodes(graph)) == 4 * LAYERS
 
 
 def test_external_data(tmp_path, library):
@@ -174,7 +181,7 @@ def test_unknown_rule(tmp_path):
 def test_a_wrong_rule_is_seen(tmp_path, monkeypatch, library):
     def wrong(graph):
         fired = fuse.gelu.fuse_gelu(graph)
-        for node in int8_nodes(exporter.ir.Model(graph, ir_version=10)):
+        for node in rounding_nodes(exporter.ir.Model(graph, ir_version=10)):
             if node.attributes["epilogue"].as_string() == "gelu_tanh":
                 node.attributes["epilogue"] = exporter.ir.AttrString("epilogue", "")
         return fired

@@ -90,7 +90,8 @@ def test_e4m3_is_torchs() -> None:
     """Scaled by one, every kind of number rounds as torch rounds it, and values of the format stay."""
     generator = torch.Generator().manual_seed(0)
     grid = torch.arange(0x7F, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
-    wide = torch.randn(20000, generator=generator) * 2.0 ** torch.randint(-14, 7, (20000,), generator=generator)
+    exponents = torch.randint(-14, 7, (20000,), generator=generator)
+    wide = torch.randn(20000, generator=generator) * 2.0**exponents
     middles = (grid[1:] + grid[:-1]) / 2
     x = torch.cat([grid, -grid, middles, -middles, wide.clamp(-448, 448)]).unsqueeze(0)
     q, a = quantize_activations(x, "fp8-e4m3", 1)

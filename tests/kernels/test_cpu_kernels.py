@@ -104,13 +104,12 @@ def test_tables_of_channels(rows: int, group: int, groups: int, fold: bool, path
     generator = torch.Generator().manual_seed(1)
     case.codebook = torch.randint(-128, 128, (5 * 16, 1), generator=generator).to(torch.int8)
     case.table = torch.randint(0, 5, (150,), generator=generator).to(torch.uint8)
-    weight = PackedWeight(
-        group * groups, case.codes, case.scale, case.codebook, "int8", path, fold_scales=fold, table=case.table
-    )
+    stored = (group * groups, case.codes, case.scale, case.codebook, "int8", path)
+    weight = PackedWeight(*stored, fold_scales=fold, table=case.table)
     assert torch.equal(weight.run(case.x, case.bias), qlinear_reference(*case.all_arguments("int8", fold)))
     case.table[7] = 5
     with pytest.raises(InputError, match="table 5 of row 7 is not in a codebook of 5"):
-        PackedWeight(group * groups, case.codes, case.scale, case.codebook, "int8", path, table=case.table)
+        PackedWeight(*stored, table=case.table)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -130,7 +129,7 @@ def test_non_finite_rows_match_the_reference_in_kind(groups: int, path: str) -> 
     case = make_case("nf4", 8, 20, 16, groups)
     case.x[0], case.x[1] = 0.0, 1e-40
     case.x[2, 3], case.x[3, 3], case.x[4, 3] = torch.nan, torch.inf, -torch.inf
-    for activation in ACTIVATIONS[2:] + ("int8",):
+    for activation in (*ACTIVATIONS[2:], "int8"):
         y, expected = run(case, activation, path), qlinear_reference(*case.arguments(activation))
         torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
     floats, expected = run(case, "none", path), qlinear_reference(*case.arguments("none"))

@@ -1,10 +1,11 @@
 """The meaning of each ``ditpress`` ONNX node, written in standard and contrib operators.
 
-A file holds, beside the nodes ``QLinear<coding><activations>`` and ``Attention``, one model-local function per
-variant that its nodes need; activations are A8 (int8), A4 (int4), U4 (uint4), F4 (E2M1), F8 (E4M3) or nothing. ONNX Runtime takes our kernel where the library is registered and inlines the function
-where it is not, so one file runs on a plain installation too, with the same numbers up to the rounding of
-float32 sums: the rounding of activations is written out exactly, integers travel in float32 or through
-``MatMulInteger``, and the codes stay packed.
+A file holds, beside the nodes ``QLinear<coding><activations>`` and ``Attention``, one model-local function
+per variant that its nodes need; activations are A8 (int8), A4 (int4), U4 (uint4), F4 (E2M1), F8 (E4M3) or
+nothing. ONNX Runtime takes our kernel where the library is registered and inlines the function where it is
+not, so one file runs on a plain installation too, with the same numbers up to the rounding of float32 sums:
+the rounding of activations is written out exactly, integers travel in float32 or through ``MatMulInteger``,
+and the codes stay packed.
 
 The choice between the functions of one node kind is what ONNX calls an *overload*, here
 :attr:`ditpress.export.functions.kinds.Variant.overload`:

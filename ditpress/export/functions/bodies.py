@@ -80,7 +80,7 @@ _QUANTIZE = """
 _KEEP = """
     a = Identity (h)
 """
-# The same for every group of `group_size` values; what follows multiplies whole numbers times scales in float32.
+# The same for every group of `group_size` values. Whole numbers times scales go into the product in float32.
 _GROUPED = """
     row_lead = Shape <start = 0, end = -1> (h)
     group_count = Div (k, g)

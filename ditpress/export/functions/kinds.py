@@ -30,8 +30,8 @@ CODEBOOKS = {
     "V8x4": (256, 4),
     "V6x2": (64, 2),
 }
-"""Codings by the shape of their codebook, [entries, vector length]; T: five trits a byte; 4M: many tables of 16,
-one of them for every output channel."""
+"""Codings by the shape of their codebook, [entries, vector length]; T: five trits a byte; 4M: many tables of
+16, one of them for every output channel."""
 TABLES = "4M"
 
 SUFFIXES = {"none": "", "int8": "A8", "int4": "A4", "uint4": "U4", "fp4-e2m1": "F4", "fp8-e4m3": "F8"}
