@@ -22,8 +22,9 @@ def function_proto(name: str, variant: Variant = PLAIN) -> onnx.FunctionProto:
     Inputs: x float32 ``[..., K]``; codes uint8 ``[N, width]``; scale float16 or float32
     ``[N, K / group_size]``; codebook int8 ``[entries * vector_length]``; bias float32 ``[N]``; of coding
     "4M", whose codebook has several tables of 16, table uint8 ``[N]``; with the prologue shift and modulation
-    float32 ``[B, 1, K]``; with the epilogue "gate_residual" gate ``[B, 1, N]`` and residual ``[B, T, N]``. Output: float32 ``[..., N]``, or its columns in pieces. Attributes: those that
-    every node carries; ``block_size`` for affine 4-bit codes; ``splits`` with several outputs.
+    float32 ``[B, 1, K]``; with the epilogue "gate_residual" gate ``[B, 1, N]`` and residual ``[B, T, N]``.
+    Output: float32 ``[..., N]``, or its columns in pieces. Attributes: those that every node carries;
+    ``block_size`` for affine 4-bit codes; ``splits`` with several outputs.
 
     Group scales are taken as they are, also where ``fold_scales`` asks the kernel to round them.
 

@@ -113,6 +113,32 @@ void expect_int8(const Problem& p, bool fold, Guarded<float>& y) {
   }
 }
 
+// The definition with other activations that round.
+void expect_low_bit(const Problem& p, Activation activation, Guarded<float>& y) {
+  const auto [m, n, group, groups] = p.shape;
+  const int parts = activation == Activation::kFp8 ? 3 : 1;
+  for (int64_t r = 0; r < m; ++r) {
+    const Rounded row(p.x.data() + r * p.k, p.k, group, activation);
+    for (int64_t c = 0; c < n; ++c) {
+      float results[3] = {};
+      for (int part = 0; part < parts; ++part) {
+        float f = 0.0f;
+        for (int64_t g = 0; g < groups; ++g) {
+          int64_t sum = 0;
+          for (int64_t i = g * group; i < (g + 1) * group; ++i) {
+            const int q = row.q[static_cast<size_t>(i)];
+            sum += (parts == 3 ? digit_of(q, part) : q) * p.values[static_cast<size_t>(c * p.k + i)];
+          }
+          const float own = parts == 3 ? 1.0f : row.a[static_cast<size_t>(g)];
+          f = std::fma(static_cast<float>(sum) * own, p.scale[c * groups + g], f);
+        }
+        results[part] = parts == 3 ? f * (row.a[0] * std::ldexp(1.0f, 14 - 7 * part)) : f;
+      }
+      y[r * n + c] = (results[0] + (results[1] + results[2])) + p.bias[c];
+    }
+  }
+}
+
 // Kernels may round x to 2**-24 of the largest magnitude of its row.
 bool near_float(const Problem& p, const Guarded<float>& y) {
   const auto [m, n, group, groups] = p.shape;
@@ -242,11 +268,45 @@ void test_linear(const Kernels& kernels) {
         check(y.same_bytes(right), name + (fold ? ", folded" : ""));
         test_around(kernels, weight, p, y, name + (fold ? ", folded" : ""), random);
       }
+      for (Activation activation : {Activation::kInt4, Activation::kUint4, Activation::kFp4, Activation::kFp8}) {
+        const std::string what = name + ", activations " + std::to_string(static_cast<int>(activation));
+        const Weight low(p.source(activation, turn % 3), kernels);
+        low.run(plain(p, &to), serial_pool());
+        expect_low_bit(p, activation, right);
+        check(y.same_bytes(right), what);
+        if (turn % 4 == 0) test_around(kernels, low, p, y, what, random);
+      }
       const Weight weight(p.source(Activation::kNone, false), kernels);
       weight.run(plain(p, &to), serial_pool());
       check(near_float(p, y), name + ", float");
       test_around(kernels, weight, p, y, name + ", float", random);
     }
+  for (int64_t m : {5, 270}) {  // tables of columns; with many rows decoded once
+    Problem p({m, 100, 40, 2}, 16, 1, true, random);
+    Guarded<int8_t> codebook(3 * 16);
+    Guarded<uint8_t> table(100);
+    for (int64_t i = 0; i < codebook.size(); ++i) codebook[i] = static_cast<int8_t>(integer(random, -128, 127));
+    for (int64_t c = 0; c < 100; ++c) {
+      table[c] = static_cast<uint8_t>(integer(random, 0, 2));
+      for (int64_t i = 0; i < p.k; ++i) {
+        const int code = p.codes[(c * p.k + i) / 2] >> (i % 2 * 4) & 15;
+        p.values[static_cast<size_t>(c * p.k + i)] = codebook[16 * table[c] + code];
+      }
+    }
+    Guarded<float> y(m * 100), right(m * 100);
+    float* const to = y.data();
+    for (Activation activation : {Activation::kInt8, Activation::kFp4}) {
+      WeightSource source = p.source(activation, false);
+      source.codebook = codebook.data();
+      source.tables = 3;
+      source.table = table.data();
+      const Weight weight(source, kernels);
+      weight.run(plain(p, &to), thread_pool(2));
+      if (activation == Activation::kInt8) expect_int8(p, false, right);
+      else expect_low_bit(p, activation, right);
+      check(y.same_bytes(right), "tables of columns, " + std::to_string(m) + " rows");
+    }
+  }
   {  // more rows than are decoded in registers
     const Problem p({263, 66, 64, 1}, 16, 1, true, random);
     const Weight weight(p.source(Activation::kInt8, false), kernels);

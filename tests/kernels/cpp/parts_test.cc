@@ -113,6 +113,41 @@ void test_quantize(const Kernels& kernels, int64_t group, int64_t groups, int64_
   check(good, "rest of a row: " + name);
 }
 
+// One row in 4 bits, or as the digits of E4M3.
+void test_low_bit(const Kernels& kernels, Activation activation, int64_t group, int64_t groups, float special,
+                  Random& random) {
+  const int64_t padded = (group + kChunk - 1) / kChunk * kChunk, k = group * groups, stride = 3 * kChunk;
+  const int parts = activation == Activation::kFp8 ? 3 : 1;
+  Guarded<float> x = normal(random, k, 3.0f);
+  x[0] = special;
+  for (int64_t i = 1; i < k; i += 5) x[i] *= 0x1p-8f;  // E4M3 has small numbers too
+  Guarded<int8_t> q((groups * padded / kChunk - 1) * stride + parts * kChunk);
+  Guarded<int32_t> start((groups - 1) * 5 + parts);
+  Guarded<float> scale(parts == 3 ? 3 : (groups - 1) * 5 + 1);
+  const RowJob job = {x.data(), groups, group, padded, q.data(), stride, scale.data(), start.data(), 5};
+  if (parts == 3) kernels.quantize_fp8(job);
+  else kernels.quantize_groups(job, activation);
+  const Rounded right(x.data(), k, group, activation);
+  bool good = true;
+  for (int part = 0; part < parts; ++part) {
+    const float weight = parts == 3 ? std::ldexp(1.0f, 14 - 7 * part) : 1.0f;
+    for (int64_t g = 0; g < groups; ++g) {
+      const float a = right.a[parts == 3 ? 0 : static_cast<size_t>(g)] * weight, got = scale[parts == 3 ? part : 5 * g];
+      good &= std::isnan(a) ? std::isnan(got) : a == got;
+      int32_t sum = 0;
+      for (int64_t i = 0; i < padded; ++i) {
+        const int whole = i < group ? right.q[static_cast<size_t>(g * group + i)] : 0;
+        const int expected = parts == 3 ? digit_of(whole, part) : whole;
+        good &= q[(g * padded + i) / kChunk * stride + part * kChunk + i % kChunk] == expected;
+        sum += expected;
+      }
+      if (kernels.layout(true, true).offset) good &= start[5 * g + part] == -128 * sum;
+    }
+  }
+  check(good, "row of activations " + std::to_string(static_cast<int>(activation)) + ": " + std::to_string(groups) +
+                  " groups of " + std::to_string(group) + " from " + std::to_string(special));
+}
+
 void test_sum(const Kernels& kernels, int columns, Random& random) {
   const Guarded<float> a = normal(random, columns), b = normal(random, columns, 1e-3f), c = normal(random, columns, 1e-5f);
   const Guarded<float> bias = normal(random, columns), gate = normal(random, columns), rest = normal(random, columns);
@@ -159,6 +194,11 @@ void test_parts(const Kernels& kernels) {
     for (int64_t groups : {1, 3})
       for (float special : {1.0f, 0.0f, 3e38f, NAN, -INFINITY})
         test_quantize(kernels, group, groups, groups * 2 * kChunk, special, random);
+  for (Activation activation : {Activation::kInt4, Activation::kUint4, Activation::kFp4, Activation::kFp8})
+    for (int64_t group : {1, 3, 16, 17, 33, 64})
+      for (int64_t groups : {1, 3})
+        for (float special : {1.0f, 0.0f, -2.0f, 3e38f, 1e-40f, NAN, -NAN, -INFINITY})
+          test_low_bit(kernels, activation, group, groups, special, random);
   for (int columns : {1, 7, 16, 31, 64})
     if (columns <= kernels.layout(false, false).columns) test_sum(kernels, columns, random);
   Guarded<float> tiny(20);  // all of it too small
