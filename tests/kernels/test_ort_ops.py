@@ -27,20 +27,26 @@ pytestmark = [
     ),
 ]
 
-OPS = {"int8": {16: "QLinear4A8", 256: "QLinear8A8"}, "none": {16: "QLinear4", 256: "QLinear8"}}
-NAMES = ("codes", "scale", "codebook", "bias")
+CODINGS = {16: "QLinear4", 48: "QLinear4M", 256: "QLinear8"}  # by the length of the codebook
+SUFFIXES = {"int8": "A8", "none": "", "int4": "A4", "uint4": "U4", "fp4-e2m1": "F4", "fp8-e4m3": "F8"}
+
+
+def weights_of(case: Case) -> dict[str, np.ndarray]:
+    """The inputs behind x."""
+    assert case.bias is not None
+    tensors = {"codes": case.codes, "scale": case.scale, "codebook": case.codebook.view(-1)}
+    tensors |= {"bias": case.bias} | ({} if case.table is None else {"table": case.table})
+    return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
 def build(case: Case, activation: str, constant: bool = True, **attributes: int) -> onnx.ModelProto:
     """One QLinear node with its weight as initialisers or as graph inputs."""
     k, n = case.x.shape[-1], case.codes.shape[0]
-    assert case.bias is not None
-    tensors = (case.codes, case.scale, case.codebook.view(-1), case.bias)
-    values = dict(zip(NAMES, (t.numpy() for t in tensors), strict=True))
+    values = weights_of(case)
     settings = {"N": n, "K": k, "group_size": k // case.scale.shape[1]} | attributes
     node = helper.make_node(
-        OPS[activation][case.codebook.shape[0]],
-        ["x", *NAMES],
+        CODINGS[case.codebook.shape[0]] + SUFFIXES[activation],
+        ["x", *values],
         ["y"],
         name="fc1",
         domain="ditpress",
@@ -69,18 +75,15 @@ def session(model: onnx.ModelProto | Path, threads: int = 1) -> onnxruntime.Infe
 def feeds(case: Case, rows: int, constant: bool) -> tuple[dict[str, np.ndarray], torch.Tensor]:
     x = case.x[: 3 * rows].view(rows, 3, case.x.shape[-1])
     result = {"x": x.numpy()}
-    if not constant:
-        assert case.bias is not None
-        tensors = (case.codes, case.scale, case.codebook.view(-1), case.bias)
-        result |= dict(zip(NAMES, (t.numpy() for t in tensors), strict=True))
-    return result, x
+    return result if constant else result | weights_of(case), x
 
 
 @pytest.mark.parametrize("constant", [True, False])
 @pytest.mark.parametrize("half", [True, False])
-@pytest.mark.parametrize("activation", ["int8", "none"])
+@pytest.mark.parametrize("activation", list(SUFFIXES))
 @pytest.mark.parametrize(
-    ("name", "group", "groups"), [("int4", 32, 2), ("nf4", 33, 1), ("int8", 48, 1), ("int8", 16, 3)]
+    ("name", "group", "groups"),
+    [("int4", 32, 2), ("nf4", 33, 1), ("fp4", 32, 3), ("int8", 48, 1), ("int8", 16, 3)],
 )
 def test_same_bits_as_the_torch_op(
     name: str, group: int, groups: int, activation: str, half: bool, constant: bool
@@ -90,11 +93,11 @@ def test_same_bits_as_the_torch_op(
     for rows in (1, 7, 0):
         inputs, x = feeds(case, rows, constant)
         (y,) = runner.run(None, inputs)
-        expected = torch.ops.ditpress.qlinear(x, *case.arguments(activation)[1:])
+        expected = torch.ops.ditpress.qlinear(x, *case.all_arguments(activation)[1:])
         assert y.shape == (rows, 3, 70)
         assert np.array_equal(y, expected.numpy())
-    if activation == "int8":
-        assert np.array_equal(y, qlinear_reference(x, *case.arguments(activation)[1:]).numpy())
+    if activation != "none":
+        assert np.array_equal(y, qlinear_reference(x, *case.all_arguments(activation)[1:]).numpy())
 
 
 def test_threads_do_not_change_a_bit() -> None:
