@@ -101,7 +101,7 @@ def largest(case: Case) -> np.ndarray:
     """The largest magnitude in the table of each channel, float32 ``[N, 1]``."""
     tables = np.abs(case.codebook.numpy().astype(np.float32))
     rows = [0] * case.codes.shape[0] if case.table is None else case.table.tolist()
-    tables = tables.reshape(1 if case.table is None else -1, -1)
+    tables = tables.reshape((1, -1) if case.table is None else (-1, 16))
     return tables.max(axis=1)[rows][:, None]
 
 
