@@ -17,9 +17,9 @@
     is a whole number, a = amax / (448 * 512).
 
 All steps are float32 in the order written, nearest and rint take the even one of two equally near (for E2M1
-and E4M3: the one with an even mantissa). A group (or row) whose amax is below 2**-120 counts as zero, since
-L / amax could overflow: q = 0, a = 0. One with a NaN or an infinity of either sign has no scale: q = 0,
-a = NaN.
+and E4M3: the one with an even mantissa). A group (or row) whose amax is below 2**-120, with "fp8-e4m3" below
+2**-118, counts as zero, since L / amax could overflow: q = 0, a = 0. One with a NaN or an infinity of either
+sign has no scale: q = 0, a = NaN.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ PER_GROUP = ("int4", "uint4", "fp4-e2m1")
 DIGITS = (2.0**14, 2.0**7, 1.0)
 """Weights of the three int8 digits that a whole number of "fp8-e4m3" is split into."""
 
-TINY = 2.0**-120
+TINY = dict.fromkeys(LEVELS, 2.0**-120) | {"fp8-e4m3": 2.0**-118}
 """Groups with a largest magnitude below this count as zero."""
 
 
@@ -74,7 +74,7 @@ def quantize_activations(x: Tensor, activation: str, group_size: int) -> tuple[T
     if activation == "uint4":
         groups = groups.clamp(min=0.0)
     amax = groups.abs().amax(dim=2, keepdim=True)
-    used = finite & (amax >= TINY)
+    used = finite & (amax >= TINY[activation])
     divisor = torch.where(used, amax, 1.0)
     # Tensors, because torch turns a quotient with a Python number into a product with a rounded reciprocal:
     # always when the number is above, and on GPUs when it is below.

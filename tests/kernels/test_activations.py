@@ -15,6 +15,7 @@ from ditpress.kernels.activations import (
     DIGITS,
     LEVELS,
     PER_GROUP,
+    TINY,
     fake_quantize,
     quantize_activations,
     split_digits,
@@ -121,6 +122,17 @@ def test_groups_without_a_scale(activation: str, special: float) -> None:
         assert a[0, 1].isfinite()
         assert a[1:, 0].tolist() == [0.0, 0.0]
     assert q[1:, 4:].tolist() == [[LEVELS[activation]] * 4] * 2
+
+
+@pytest.mark.parametrize("activation", ROUNDING)
+def test_from_where_on_groups_count_as_zero(activation: str) -> None:
+    tiny = torch.full((1, 4), TINY[activation])
+    q, a = quantize_activations(tiny, activation, 4)
+    assert q.tolist() == [[LEVELS[activation]] * 4]
+    assert a.item() > 0
+    q, a = quantize_activations(torch.nextafter(tiny, torch.zeros(1)), activation, 4)
+    assert not q.any()
+    assert a.item() == 0
 
 
 def test_what_is_refused() -> None:

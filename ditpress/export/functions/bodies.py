@@ -122,13 +122,13 @@ _ROUND_E2M1 = """
     below_four = Less (size, fours)
     rounded = Where (below_four, ones, middle_or_large)
 """
-# ONNX's float8e4m3fn (17) rounds to the nearest, the even one of two, and saturates.
-# 448 / 2e-36 is still finite.
+# ONNX's float8e4m3fn (17) rounds to the nearest, the even one of two, and saturates. 1e-35 keeps 448 / amax
+# finite.
 _E4M3 = """
     magnitude = Abs (h)
     amax = ReduceMax <keepdims = 1> (magnitude, minus_one)
     top = Constant <value_float = 448.0> ()
-    smallest = Constant <value_float = 2e-36> ()
+    smallest = Constant <value_float = 1e-35> ()
     safe = Max (amax, smallest)
     inverse = Div (top, safe)
     scaled = Mul (h, inverse)

@@ -8,12 +8,13 @@ namespace ditpress {
 namespace {
 
 constexpr float kFp8Levels = 448.0f, kFp8Units = 512.0f;  // E4M3: the largest value, and steps in one
+constexpr float kFp8Tiny = 0x1p-118f;  // rows below it count as zero: 448 / amax would overflow
 constexpr int kDigits = 3;
 constexpr float kDigitWeight[kDigits] = {0x1p14f, 0x1p7f, 1.0f};
 
 // Scale and factor from the bits of the value that becomes the largest whole number, `levels * units`, and of the
-// largest magnitude.
-inline void low_bit_factors(uint32_t amax_bits, uint32_t top_bits, float levels, float units, float* scale,
+// largest magnitude. Below `tiny` all is zero.
+inline void low_bit_factors(uint32_t amax_bits, uint32_t top_bits, float levels, float units, float tiny, float* scale,
                             float* factor) {
   float amax;
   std::memcpy(&amax, &amax_bits, sizeof amax);
@@ -21,7 +22,7 @@ inline void low_bit_factors(uint32_t amax_bits, uint32_t top_bits, float levels,
   if (top_bits >= kInfBits) {
     const uint32_t nan = 0x7fc00000u;
     std::memcpy(scale, &nan, sizeof nan);
-  } else if (amax < kTiny) {
+  } else if (amax < tiny) {
     *scale = 0.0f;
   } else {
     *scale = amax / (levels * units);
@@ -91,7 +92,7 @@ inline void quantize_groups_as(const RowJob& job) {
     }
     if (!Format::kPositive) amax = top;
     float factor;
-    low_bit_factors(static_cast<uint32_t>(amax), static_cast<uint32_t>(top), Format::kLevels, 1.0f,
+    low_bit_factors(static_cast<uint32_t>(amax), static_cast<uint32_t>(top), Format::kLevels, 1.0f, kTiny,
                     job.scale + g * job.start_stride, &factor);
     int32_t sum = 0;
     for (int64_t c = 0; c < job.padded_group; c += kChunk, q += job.q_stride) {
@@ -139,7 +140,8 @@ inline void quantize_fp8_generic(const RowJob& job) {
     top = size > top ? size : top;
   }
   float factor, unit;
-  low_bit_factors(static_cast<uint32_t>(top), static_cast<uint32_t>(top), kFp8Levels, kFp8Units, &unit, &factor);
+  low_bit_factors(static_cast<uint32_t>(top), static_cast<uint32_t>(top), kFp8Levels, kFp8Units, kFp8Tiny, &unit,
+                  &factor);
   for (int digit = 0; digit < kDigits; ++digit) job.scale[digit] = unit * kDigitWeight[digit];
   int8_t* q = job.q;
   for (int64_t g = 0; g < job.groups; ++g) {

@@ -2,9 +2,8 @@
 //
 // Weight-only layers run on the same integer kernel. A row is split into three int8 rows, each holding what rounding left
 // of the one before, x = s0 q0 + s1 q1 + s2 q2 up to 2**-24 of the row's largest magnitude, and the three products are
-// added (the splitting of Ozaki et al. 2012). Rows of E4M3 values are split exactly, by their bits. That takes three
-// times the integer work instead of the four to eight times that float arithmetic takes per product, and no widening of
-// weights.
+// added (the splitting of Ozaki et al. 2012). That takes three times the integer work instead of the four to eight times
+// that float arithmetic takes per product, and no widening of weights. Rows of E4M3 are three digits to the base 128.
 #include <algorithm>
 #include <atomic>
 #include <stdexcept>

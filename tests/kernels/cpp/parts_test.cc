@@ -197,7 +197,7 @@ void test_parts(const Kernels& kernels) {
   for (Activation activation : {Activation::kInt4, Activation::kUint4, Activation::kFp4, Activation::kFp8})
     for (int64_t group : {1, 3, 16, 17, 33, 64})
       for (int64_t groups : {1, 3})
-        for (float special : {1.0f, 0.0f, -2.0f, 3e38f, 1e-40f, NAN, -NAN, -INFINITY})
+        for (float special : {1.0f, 0.0f, -2.0f, 3e38f, 1e-40f, 0x1p-100f, NAN, -NAN, -INFINITY})
           test_low_bit(kernels, activation, group, groups, special, random);
   for (int columns : {1, 7, 16, 31, 64})
     if (columns <= kernels.layout(false, false).columns) test_sum(kernels, columns, random);

@@ -109,7 +109,7 @@ struct Rounded {
         finite &= std::isfinite(x[i]);
         amax = std::fmax(amax, positive ? x[i] : std::fabs(x[i]));
       }
-      const bool zero = !finite || amax < 0x1p-120f;
+      const bool zero = !finite || amax < (fp8 ? 0x1p-118f : 0x1p-120f);
       a.push_back(!finite ? NAN : zero ? 0.0f : amax / (top * unit));
       for (int64_t i = first; !zero && i < first + group; ++i) {
         const float v = (positive && x[i] < 0 ? 0.0f : x[i]) * (top / amax) * unit;

@@ -44,7 +44,7 @@ void quantize_groups_of(const RowJob& job) {
     const auto largest = static_cast<uint32_t>(_mm512_reduce_max_epi32(top));
     float factor;
     low_bit_factors(Format::kPositive ? static_cast<uint32_t>(_mm512_reduce_max_epi32(amax)) : largest, largest,
-                    Format::kLevels, 1.0f, job.scale + g * job.start_stride, &factor);
+                    Format::kLevels, 1.0f, kTiny, job.scale + g * job.start_stride, &factor);
     const __m512 factors = _mm512_set1_ps(factor);
     const __mmask16 keep = factor == 0.0f ? 0 : 0xffff;  // keeps infinity * 0 out
     __m512i sum = _mm512_setzero_si512();
@@ -76,7 +76,7 @@ void avx512::quantize_fp8(const RowJob& job) {
     top = _mm512_max_epi32(top, size_bits(_mm512_maskz_loadu_epi32(first_lanes(k - i), job.x + i)));
   const auto largest = static_cast<uint32_t>(_mm512_reduce_max_epi32(top));
   float factor, unit;
-  low_bit_factors(largest, largest, kFp8Levels, kFp8Units, &unit, &factor);
+  low_bit_factors(largest, largest, kFp8Levels, kFp8Units, kFp8Tiny, &unit, &factor);
   for (int digit = 0; digit < kDigits; ++digit) job.scale[digit] = unit * kDigitWeight[digit];
   const __m512 factors = _mm512_set1_ps(factor), units = _mm512_set1_ps(kFp8Units), round = _mm512_set1_ps(kRound);
   const __mmask16 keep = factor == 0.0f ? 0 : 0xffff;
