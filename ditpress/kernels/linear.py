@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
-
 import torch
 from torch import Tensor
 
@@ -159,13 +156,6 @@ class QuantizedLinear(FixedBuffers):
             f"group_size={self.group_size}, activation={self.activation}, bias={self.bias is not None}, "
             f"fold_scales={self.fold_scales}"
         )
-
-
-def _check_whose_table(format: Format, table: Tensor | None) -> None:
-    if format.tables > 1 and table is None:
-        raise InputError(f"format {format.name} has {format.tables} tables: give table, one per channel")
-    if format.tables == 1 and table is not None:
-        raise InputError(f"format {format.name} has one table: leave table out")
 
 
 def _check_whose_table(format: Format, table: Tensor | None) -> None:

@@ -23,71 +23,16 @@ CLIP_RATIOS = tuple(round(1.0 - 0.02 * step, 2) for step in range(41))
 CHUNK = 1 << 16  # weights at a time: the temporaries stay in the second-level cache
 
 
-class _Grid:
-    """The values of a scalar table in ascending order, and for any x the nearest of them.
-
-    All values are whole numbers, so the borders between neighbours are multiples of 1/2: ``floor(2 x)``
-    decides the nearest value, and a small lookup table replaces the search. Halfway goes up.
-    """
-
-    def __init__(self, format: Format) -> None:
-        check_format(format)
-        # -128 has no positive counterpart in int8, and kernels negate entries: it stays unused.
-        entries: dict[int, int] = {}
-        for code, value in enumerate(format.codebook_tensor().flatten().tolist()):
-            if value >= -127:
-                entries.setdefault(value, code)  # of +0 and -0 the first, as of ternary-2bit's two zeros
-        values = sorted(entries)
-        self.low, self.high = values[0], values[-1]
-        self.largest = max(-self.low, self.high)
-        # The side that a group's largest weight is scaled to; the other side may reach further (int4: -8).
-        self.anchor = min(-self.low, self.high) if min(-self.low, self.high) > 0 else self.largest
-        self.ternary = values == [-1, 0, 1]
-        self.uniform = values == list(range(self.low, self.high + 1))
-        self.values = torch.tensor(values, dtype=torch.float32)
-        self.codes = torch.tensor([entries[value] for value in values], dtype=torch.uint8)
-        halves = torch.arange(2 * self.low, 2 * self.high + 1, dtype=torch.float32) / 2
-        borders = (self.values[1:] + self.values[:-1]) / 2
-        self.index_of_half = torch.bucketize(halves, borders, right=True)
-        self.value_of_half = self.values[self.index_of_half]
-
-    def nearest_(self, x: Tensor) -> Tensor:
-        """Replace every entry of the contiguous float32 ``x`` by the nearest value of the table."""
-        if self.uniform:
-            return x.round_().clamp_(self.low, self.high)
-        torch.index_select(self.value_of_half, 0, self._half_(x), out=x.view(-1))
-        return x
-
-    def codes_of_nearest(self, x: Tensor) -> Tensor:
-        """The code of the nearest value for every entry of ``x``, uint8; ``x`` is used as scratch."""
-        if self.uniform:
-            index = x.round_().clamp_(self.low, self.high).sub_(self.low).long().view(-1)
-        else:
-            index = self.index_of_half[self._half_(x)]
-        return self.codes[index].view(x.shape)
-
-    def _half_(self, x: Tensor) -> Tensor:
-        """Places of ``x`` in the tables by halves, int64 [x.numel()]."""
-        return x.mul_(2).floor_().clamp_(2 * self.low, 2 * self.high).sub_(2 * self.low).long().view(-1)
-
-
-@lru_cache(maxsize=32)
-def _grid(format: Format) -> _Grid:
-    return _Grid(format)
-
-
-def check_format(format: Format) -> None:
-    """Raise InputError unless round to nearest can take ``format``: single values from a fixed table."""
-    if format.vector_length != 1 or format.codebook is None:
-        raise InputError(
-            f"format {format.name} holds vectors of {format.vector_length} weights; round to nearest "
-            "takes formats of single values, such as int4 or fp4-e2m1"
-        )
-    if format.tables > 1:
-        raise InputError(
-            f"format {format.name} has {format.tables} tables; round to nearest takes formats of one, "
-            "such as int4 or fp4-e2m1"
-        )
+def check_group(columns: int, group_size: int, name: str) -> None:
+    """Raise InputError unless ``group_size`` divides K = ``columns``; names the layer and groups that do."""
+    if columns % group_size == 0:
+        return
+    fitting = [size for size in (16, 32, 48, 64, 72, 96, 128, 144, 192, 256) if columns % size == 0]
+    choice = ", ".join(map(str, fitting)) or str(columns)
+    raise InputError(
+        f"{name}: K = {columns} is not divisible by the group {group_size}; use a group of {choice} or "
+        '"channel", or skip this layer'
+    )
 
 
 def split_groups(weight: Tensor, group_size: int, name: str = "weight") -> Tensor:
