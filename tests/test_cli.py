@@ -96,7 +96,7 @@ def test_a_stage_that_fails_is_exit_code_3_with_its_name(
     def broken(*_args: object, **_kwargs: object) -> None:
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr("ditpress.compress.smooth.smoothing_factors", broken)
+    monkeypatch.setattr("ditpress.compress.smooth.search_smoothing", broken)
     assert run("w8a8", str(model), "-o", str(tmp_path / "out"), *SETTINGS) == 3
     shown = capsys.readouterr().err.strip().splitlines()
     assert shown[-1] == "ditpress: stage 1/2 smooth failed: ZeroDivisionError: division by zero"

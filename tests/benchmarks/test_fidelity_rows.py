@@ -224,7 +224,7 @@ def test_what_cannot_be_measured_says_why(in_process, tmp_path):
     assert (
         cli.measure(without, conditions, tmp_path, results) == "recipe w8a8 has no stage rotate to leave out"
     )
-    same = Row("w8a8-same", "ablation", of="w8a8", recipe="w8a8", overrides=("smooth.alpha=0.5",))
+    same = Row("w8a8-same", "ablation", of="w8a8", recipe="w8a8", overrides=("smooth.alpha=search",))
     said = cli.measure(same, conditions, tmp_path, results)
     assert said == "the recipe itself: w8a8 is without it"
     assert set(results.missing) == {"torchao-int4", "new", "odd", "w8a8-same"}

@@ -94,8 +94,9 @@ def test_overrides_reach_sections_and_stages() -> None:
     changed = load_recipe(recipe, ["stages.1.skip=['*.3.*']"])
     assert isinstance(changed, Recipe)
     assert changed.stages[1].skip == ("*.3.*",)
-    assert quantize.low_rank is not None
-    without = load_recipe(recipe, ["quantize.low_rank=null"]).stages[1]
+    branched = load_recipe("svdquant")
+    assert branched.stages[1].low_rank is not None
+    without = load_recipe(branched, ["quantize.low_rank=null"]).stages[1]
     assert isinstance(without, Quantize)
     assert without.low_rank is None
 

@@ -22,7 +22,7 @@ from ditpress.recipes.revalidate import revalidate
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("validated")
-    settings = ["calibration.samples=1", "calibration.steps=2", "validation.samples=4", "validation.steps=2"]
+    settings = ["calibration.samples=1", "calibration.steps=8", "validation.samples=4", "validation.steps=2"]
     settings.append(f"validation.extractor={save_clip(folder / 'clip')}")
     ditpress.compress(str(save_model(folder / "model")), "w8a8", out=folder / "out", overrides=settings)
     return folder

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tiny_dit import tiny_pipeline
 
-QUICK = ["calibration.samples=1", "calibration.steps=2", "validation.samples=0", "validation.speed=false"]
+QUICK = ["calibration.samples=1", "calibration.steps=8", "validation.samples=0", "validation.speed=false"]
 
 
 def save_model(folder: Path, seed: int = 0) -> Path:
