@@ -124,7 +124,9 @@ ABLATIONS: tuple[Row, ...] = (
     _ablation("w8a8", "without grid search", "smooth.alpha=0.5"),
     _ablation("w4a8", "without smoothing", without=["smooth"]),
     _ablation("w4a8", "without grid search", "smooth.alpha=0.5"),
-    _ablation("w4a8", "with a low-rank branch", "quantize.low_rank={rank: 32, method: svdquant, iterations: 100}"),
+    _ablation(
+        "w4a8", "with a low-rank branch", "quantize.low_rank={rank: 32, method: svdquant, iterations: 100}"
+    ),
     _ablation("w4a8", "without GPTQ", "quantize.weights.rounding=nearest"),
     _ablation("w4a8-fp", "without low-rank branch", "quantize.low_rank=null"),
     _ablation("w4a8-fp", "without GPTQ", "quantize.weights.rounding=nearest"),
