@@ -63,22 +63,26 @@ def rivals(results: Results, row: Row) -> list[tuple[Row, Entry]]:
     ]
 
 
-def _better_fid(theirs: Entry, ours: Entry) -> bool:
-    return fid(theirs) < fid(ours)
+def _better_fid(theirs: Entry, ours: Entry, noise: float) -> bool:
+    return fid(theirs) < fid(ours) - noise
 
 
-def _better_sqnr(theirs: Entry, ours: Entry) -> bool:
+def _better_sqnr(theirs: Entry, ours: Entry, noise: float) -> bool:
     a, b = sqnr(theirs), sqnr(ours)
     return a is not None and b is not None and a > b
 
 
-def _unbeaten(results: Results, row: Row, figure: str, better: Callable[[Entry, Entry], bool]) -> Check:
+def _unbeaten(
+    results: Results, row: Row, figure: str, better: Callable[[Entry, Entry, float], bool]
+) -> Check:
+    """A FID that is less by no more than its noise from one set of seeds to the next is not better."""
     text = f"{row.title}: no baseline of its bits or fewer has a better {figure}"
-    ours = results.get(row.name)
+    ours, original = results.get(row.name), results.get(ORIGINAL.name)
     others = rivals(results, row)
-    if ours is None or not others:
+    if ours is None or original is None or not others:
         return Check(text, "", None)
-    winners = [other.title for other, entry in others if better(entry, ours)]
+    noise = fid_noise(original)
+    winners = [other.title for other, entry in others if better(entry, ours, noise)]
     return Check(
         text, f"beaten by {', '.join(winners)}" if winners else f"{len(others)} compared", not winners
     )

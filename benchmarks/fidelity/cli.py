@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
         help="name of a row, with * and ?; may be repeated. The others keep their figures",
     )
     parser.add_argument("--model", default="zoo:mnist-dit", help="default zoo:mnist-dit")
-    parser.add_argument("--samples", type=int, default=1000, help="images of every row (default 1000)")
+    parser.add_argument("--samples", type=int, default=500, help="images of every row (default 500)")
     parser.add_argument("--steps", type=int, help="denoising steps (default: the model's own)")
     parser.add_argument("--noise-sets", type=int, default=5, help="sets of seeds of the original (default 5)")
     parser.add_argument(

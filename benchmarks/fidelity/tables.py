@@ -10,6 +10,10 @@ HEAD = (
     "| | bits | file | FID | to original | KID | CLIP | recognised | PSNR | output SQNR | seconds | memory |",
     "|---|---|---|---|---|---|---|---|---|---|---|---|",
 )
+ABLATION_HEAD = (
+    "| | bits | file | PSNR | output SQNR | seconds | memory |",
+    "|---|---|---|---|---|---|---|",
+)
 SECTIONS = (
     ("Recipes", ("original", "recipe")),
     ("Plain rounding at the same bits", ("plain",)),
@@ -24,27 +28,37 @@ def _number(value: float | None, form: str, unit: str = "") -> str:
 
 def line(row: Row, entry: Entry) -> str:
     """One row of the table."""
-    fidelity = entry["fidelity"]
-    after, pairs = fidelity["compressed"], fidelity["paired"]
-    original = row.kind == "original"
+    after, original = entry["fidelity"]["compressed"], row.kind == "original"
     kid = after["kid"]
-    file = entry["file_bytes"]
-    size = f"{entry['bytes'] / 1e6:.2f} MB †" if file is None else f"{file / 1e6:.2f} MB"
-    cells = [
-        row.title,
-        f"{entry['effective_bits']:.2f}",
-        size,
+    scores = [
         _number(after["fid"], "{:.3f}"),
         "" if original else f"{after['fid_to_original']:.3f}",
         "" if kid is None else f"{1000 * kid:.3f}",
         _number(after["clip"], "{:.2f}"),
         _number(entry["recognised"], "{:.1%}"),
-        "" if original else _number(pairs["psnr"], "{:.2f}", " dB"),
-        "" if original else _number(pairs["output_sqnr_db"], "{:.2f}", " dB"),
-        "" if original else f"{entry['seconds']:.1f}",
-        "" if original else f"{entry['peak_rss_bytes'] / 1e9:.2f} GB",
     ]
-    return f"| {' | '.join(cells)} |"
+    pairs_and_cost = [""] * 4 if original else [*_pairs(entry), *_cost(entry)]
+    return f"| {' | '.join([row.title, *_size(entry), *scores, *pairs_and_cost])} |"
+
+
+def ablation_line(row: Row, entry: Entry) -> str:
+    """One row of the table of ablations: what 100 pairs of images can tell."""
+    return f"| {' | '.join([row.title, *_size(entry), *_pairs(entry), *_cost(entry)])} |"
+
+
+def _size(entry: Entry) -> list[str]:
+    file = entry["file_bytes"]
+    size = f"{entry['bytes'] / 1e6:.2f} MB †" if file is None else f"{file / 1e6:.2f} MB"
+    return [f"{entry['effective_bits']:.2f}", size]
+
+
+def _pairs(entry: Entry) -> list[str]:
+    pairs = entry["fidelity"]["paired"]
+    return [_number(pairs[key], "{:.2f}", " dB") for key in ("psnr", "output_sqnr_db")]
+
+
+def _cost(entry: Entry) -> list[str]:
+    return [f"{entry['seconds']:.1f}", f"{entry['peak_rss_bytes'] / 1e9:.2f} GB"]
 
 
 def ablation_table(results: Results) -> list[str]:
@@ -53,9 +67,8 @@ def ablation_table(results: Results) -> list[str]:
     for recipe, entry in results.measured("recipe"):
         without = [(row, found) for row, found in results.measured("ablation") if row.of == recipe.name]
         if without:
-            lines.append(line(recipe, entry))
-            lines += [line(row, found) for row, found in without]
-    return [*HEAD, *lines] if lines else []
+            lines += [ablation_line(row, found) for row, found in [(recipe, entry), *without]]
+    return [*ABLATION_HEAD, *lines] if lines else []
 
 
 def missing_list(results: Results) -> list[str]:

@@ -35,6 +35,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "training"))
 from recognise import recognised  # lies in training/
 
 RUN = "run"  # the run folder of a row that a recipe makes
+ABLATION_SAMPLES = 100  # enough for paired figures; these rows have no FID
 GUIDED_SAMPLES = 1000  # behind the recognised share, as in benchmarks/figures.py
 
 
@@ -150,12 +151,14 @@ def run(
     denoiser = load_denoiser(conditions.model)
     parameters = sum(parameter.numel() for parameter in denoiser.transformer.parameters())
     drawing = denoiser if row.kind == "original" else denoiser.with_transformer(made.transformer)
-    before, expected = original.images, iter(original.outputs)
+    ablation = row.kind == "ablation"
+    count = min(ABLATION_SAMPLES, conditions.samples) if ablation else conditions.samples
+    before, expected = original.images[:count], iter(original.outputs)
     after = before
     sqnr = None
     if row.kind != "original":
         sqnr = output_sqnr(lambda **_: next(expected), made.transformer, original.calls).total_db
-        after = conditions.draw(drawing, FIRST_SEED, row.name)
+        after = conditions.draw(drawing, FIRST_SEED, row.name, count)
     fidelity = validate(
         before,
         after,
@@ -164,7 +167,7 @@ def run(
         guidance=GUIDANCE,
         first_seed=FIRST_SEED,
         captions=denoiser.captions(denoiser.conditions(len(before))),
-        reference=conditions.reference,
+        reference=None if ablation else conditions.reference,
         output_sqnr_db=sqnr,
     )
     share = None

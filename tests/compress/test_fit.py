@@ -9,6 +9,7 @@ from quantize_cases import correlated, error_of, weights
 
 from ditpress.compress.quantize.fit import fit_weight
 from ditpress.compress.quantize.spec import GptqSpec, WeightSpec
+from ditpress.compress.quantize.vector import fit_vectors
 from ditpress.errors import InputError
 from ditpress.kernels.formats import FORMATS
 from ditpress.kernels.linear import QuantizedLinear
@@ -48,6 +49,21 @@ def test_what_it_stands_for_is_what_the_layer_multiplies_by(
         assert error < {"int8": 0.02, "ternary": 0.65, "ternary-2bit": 0.65}.get(name, 0.3)
 
 
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
+@pytest.mark.parametrize("name", ["vq-256x4", "vq-64x2"])
+def test_codebooks_of_vectors_are_a_format_like_any_other(name: str, rounding: str) -> None:
+    weight, moment = weights(40, 64), correlated(64)
+    fitted = fit_weight(weight, spec(format=name, group="channel", rounding=rounding), "fc", moment)
+    expected = fit_vectors(
+        weight,
+        FORMATS[name],
+        torch.Generator().manual_seed(0),
+        moment,
+        rounding=rounding,  # type: ignore[arg-type]
+    )
+    assert torch.equal(fitted.dequantize(), expected.dequantize())
+
+
 @pytest.mark.parametrize("name", ["int4", "fp4", "ternary"])
 def test_gptq_lowers_the_output_error_and_refit_lowers_it_again(name: str) -> None:
     weight, moment = weights(24, 64), correlated(64, rank=16)
@@ -79,7 +95,9 @@ def test_refusals_name_the_layer() -> None:
         fit_weight(weights(4, 16), spec(rounding="gptq"), "fc")
     with pytest.raises(InputError, match=r"fc: K = 24 is not divisible by the group 16"):
         fit_weight(weights(4, 24), spec(), "fc")
-    with pytest.raises(InputError, match=r"format vq-256x4 holds vectors"):
+    with pytest.raises(InputError, match=r"fc: format vq-256x4 has one scale per output row; .* got 16"):
         fit_weight(weights(4, 16), spec(format="vq-256x4"), "fc")
+    with pytest.raises(InputError, match=r"fc: a codebook of 256 codewords is larger than the layer"):
+        fit_weight(weights(4, 16), spec(format="vq-256x4", group="channel"), "fc")
     with pytest.raises(InputError, match=r"fc: scale_ratios: power-of-two is for format fp4-e2m1"):
         fit_weight(weights(4, 32), spec(scale_ratios="power-of-two"), "fc")

@@ -88,14 +88,16 @@ def folding(quantize: Quantize, denoiser: Denoiser) -> dict[str, bool]:
 
 
 @pytest.mark.parametrize("name", ["vq-256x4", "vq-64x2"])
-def test_vector_formats_are_refused_before_anything_changes(denoiser: Denoiser, name: str) -> None:
+def test_vector_formats_in_groups_are_refused_before_anything_changes(denoiser: Denoiser, name: str) -> None:
     before = copy.deepcopy(denoiser.transformer.state_dict())
     vectors = stage(format=name, group=8)
     for call in (
         lambda denoiser: vectors.plan(denoiser, skeleton(denoiser.transformer)),
         lambda denoiser: vectors.apply(denoiser, {}),
     ):
-        with pytest.raises(InputError, match=rf"format {name} holds vectors .* such as int4"):
+        with pytest.raises(
+            InputError, match=rf"format {name} has one scale per output row; expected group: channel"
+        ):
             call(denoiser)
     after = denoiser.transformer.state_dict()
     assert before.keys() == after.keys()

@@ -23,6 +23,7 @@ FULL: dict[str, Any] = {
     "bits": 3,
     "iterations": 10,
     "rows": 4,
+    "rounding": "nearest",
     "blocks": {"steps": 30, "candidates": 2},
     "finetune": {"steps": 60, "calls": 4, "learning_rate": 5e-3},
 }
@@ -97,6 +98,14 @@ def test_every_step_makes_unseen_outputs_better(calls: list[Call], held_out: lis
     assert both > blocks + 0.5
 
 
+def test_gptq_assigns_better_than_distance(calls: list[Call], held_out: list[Call]) -> None:
+    alone = FULL | {"blocks": None, "finetune": None}
+    nearest, gptq = (
+        quality(applied(calls, **alone | {"rounding": r}), held_out) for r in ("nearest", "gptq")
+    )
+    assert gptq > nearest + 2
+
+
 def test_equal_runs_give_equal_bits(calls: list[Call]) -> None:
     short = FULL | {"blocks": {"steps": 4}, "finetune": {"steps": 4}}
     first = applied(calls, **short).transformer.state_dict()
@@ -161,6 +170,13 @@ def test_without_calls_or_with_broken_weights() -> None:
     denoiser.transformer.transformer_blocks[1].attn1.to_q.weight[0, 0] = float("inf")
     with pytest.raises(InputError, match=r"blocks\.1\.attn1\.to_q\.weight holds NaN or infinite"):
         stage(bits=3).apply_calls(denoiser, {}, [Call(1.0, {"hidden_states": torch.zeros(1)})])
+
+
+def test_gptq_leaves_no_candidates_to_choose_from() -> None:
+    with pytest.raises(
+        InputError, match=r"vq\.blocks\.candidates: 2 .* set candidates: 1, or rounding: nearest"
+    ):
+        stage(blocks={"candidates": 2})
 
 
 def test_other_bits_are_refused() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from pydantic import Field, field_validator, model_validator
@@ -131,9 +131,11 @@ class Mixed(Stage):
         costs = _costs(transformer, options)
         self._contenders(Problem(costs, costs, _other_bits(transformer, options)), parameters)  # may refuse
         error = OutputError(transformer, _evenly(calls, self.calls))
-        makes = {
+        # Every layer is fitted once in every format and kept: together less than the float model.
+        makes: dict[str, dict[int, Make]] = {
             name: {
-                index: partial(_make, transformer, name, plan, statistics) for index, plan in plans.items()
+                index: cache(partial(_make, transformer, name, plan, statistics))
+                for index, plan in plans.items()
             }
             for name, plans in options.items()
         }
@@ -141,7 +143,7 @@ class Mixed(Stage):
         problem = Problem(costs, errors, _other_bits(transformer, options))
 
         def measure(picks: Mapping[str, int]) -> float:
-            chosen: dict[str, Make] = {name: makes[name][index] for name, index in picks.items()}
+            chosen = {name: makes[name][index] for name, index in picks.items()}
             with replaced(transformer, chosen):
                 return error.measure(transformer)
 

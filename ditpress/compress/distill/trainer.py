@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from ditpress.calibrate.calibration import moved
 from ditpress.calibrate.calls import Call
 from ditpress.compress.distill.batches import stratified
 from ditpress.compress.distill.losses import Features, output_energy, relative_error
@@ -190,14 +191,3 @@ class _Blocks:
 def first(output: Any) -> Tensor:
     """The tensor in what a diffusers transformer returns."""
     return output if isinstance(output, Tensor) else output[0]
-
-
-def moved(value: Any, device: torch.device) -> Any:
-    """``value`` with its tensors, also inside dicts and lists, on ``device``."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {key: moved(item, device) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(moved(item, device) for item in value)
-    return value

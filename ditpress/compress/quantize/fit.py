@@ -5,6 +5,7 @@ Pure mathematics, tensors in and tensors out.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ditpress.compress.quantize import fp4, power_of_two
@@ -12,8 +13,9 @@ from ditpress.compress.quantize.fitted import FittedWeight
 from ditpress.compress.quantize.gptq import gptq
 from ditpress.compress.quantize.grid import check_format, grid_of
 from ditpress.compress.quantize.refit import refit_scale
-from ditpress.compress.quantize.rtn import round_to_nearest, search_scale, split_groups
+from ditpress.compress.quantize.rtn import check_group, round_to_nearest, search_scale, split_groups
 from ditpress.compress.quantize.spec import WeightSpec
+from ditpress.compress.quantize.vector import check_vectors, fit_vectors
 from ditpress.errors import InputError
 from ditpress.kernels.formats import get_format
 from ditpress.kernels.linear import scale_dtype
@@ -38,8 +40,18 @@ def fit_weight(
         StageError: see :func:`ditpress.compress.quantize.gptq.gptq`.
     """
     format = get_format(spec.format)
-    check_format(format)
     rows, columns = weight.shape
+    check_storage(rows, columns, spec, name)
+    if format.codebook is None:
+        return fit_vectors(
+            weight,
+            format,
+            torch.Generator().manual_seed(0),
+            second_moment,
+            name,
+            rounding=spec.rounding,
+            gptq=spec.gptq,
+        )
     group_size = spec.group_size(columns)
     groups = split_groups(weight, group_size, name)
     dtype = scale_dtype(group_size, columns)
@@ -71,6 +83,21 @@ def fit_weight(
         values = grid_of(format).values_of(codes, table)
         scale = refit_scale(weight, values, scale, second_moment)
     return FittedWeight(codes, scale, format, table=table)
+
+
+def check_storage(rows: int, columns: int, spec: WeightSpec, name: str) -> None:
+    """Raise InputError where a weight of this shape cannot be stored as ``spec`` says; names the layer."""
+    format = get_format(spec.format)
+    if format.codebook is not None:
+        check_format(format)
+        check_group(columns, spec.group_size(columns), name)
+        return
+    if spec.group != "channel" or spec.scale_ratios != "free":
+        raise InputError(
+            f"{name}: format {format.name} has one scale per output row; expected group: channel and "
+            f"scale_ratios: free, got {spec.group} and {spec.scale_ratios}"
+        )
+    check_vectors(rows, columns, format, name)
 
 
 def _in_powers_of_two(

@@ -8,13 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ditpress.compress.quantize.fit import FittedWeight, fit_weight
-from ditpress.compress.quantize.grid import check_format
+from ditpress.compress.quantize.fit import FittedWeight, check_storage, fit_weight
 from ditpress.compress.quantize.low_rank import fit_low_rank
-from ditpress.compress.quantize.rtn import check_group
 from ditpress.compress.quantize.spec import LowRankSpec, WeightSpec
 from ditpress.errors import InputError
-from ditpress.kernels.formats import get_format
 from ditpress.kernels.linear import Activation, QuantizedLinear
 from ditpress.kernels.packing import pack
 from ditpress.kernels.transforms import Shift
@@ -55,7 +52,7 @@ class LayerPlan:
 
     def check(self, linear: nn.Linear, name: str) -> None:
         """Raise InputError where the shape of ``linear`` does not allow this, with the layer's name."""
-        check_shape(linear, self.weights, name)
+        check_storage(linear.out_features, linear.in_features, self.weights, name)
         if self.low_rank is not None:
             rows, columns = linear.out_features, linear.in_features
             rank = self.low_rank.rank_of(rows, columns)
@@ -161,12 +158,6 @@ def check_varies(second_moment: Tensor, name: str) -> None:
             f"{name}: its inputs are constant in calibration, there is nothing to fit to them; check the "
             "checkpoint, or skip it"
         )
-
-
-def check_shape(linear: nn.Linear, spec: WeightSpec, name: str) -> None:
-    """Raise InputError where ``linear`` cannot be stored as ``spec`` says, by its shape alone."""
-    check_format(get_format(spec.format))
-    check_group(linear.in_features, spec.group_size(linear.in_features), name)
 
 
 def _with_branch(

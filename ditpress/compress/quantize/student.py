@@ -12,8 +12,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ditpress.calibrate.calibration import moved
 from ditpress.calibrate.calls import Call
-from ditpress.compress.distill.trainer import moved
 from ditpress.compress.quantize.fake import FakeQuantizedLinear
 from ditpress.compress.quantize.fit import fit_weight
 from ditpress.compress.quantize.layer import LayerPlan, branch_activation

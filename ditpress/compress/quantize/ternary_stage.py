@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ditpress.calibrate.calls import Call
 from ditpress.compress.distill.trainer import Training, distill
 from ditpress.compress.distill.trajectories import record_trajectories
+from ditpress.compress.quantize.grid import check_format
 from ditpress.compress.quantize.layer import LayerPlan, empty_layer
 from ditpress.compress.quantize.spec import LowRankSpec, WeightSpec
 from ditpress.compress.quantize.stage import Quantize
@@ -32,6 +33,7 @@ from ditpress.compress.quantize.student import (
 )
 from ditpress.compress.stage import Stage, register_stage
 from ditpress.errors import InputError
+from ditpress.kernels.formats import get_format
 from ditpress.kernels.wrap import NormedLinear
 from ditpress.load.anatomy import Role
 from ditpress.load.modules import replace_module
@@ -104,6 +106,7 @@ class Ternary(Stage):
     def plans(self, denoiser: Denoiser, transformer: nn.Module) -> dict[str, LayerPlan]:
         """What every linear becomes that is trained; see the stage ``quantize``, also for errors."""
         for setting, spec in (("weights", self.weights), ("modulation", self.modulation)):
+            check_format(get_format(spec.format))
             if spec.rounding != "nearest" or spec.scale_ratios != "free":
                 raise InputError(
                     f"ternary.{setting}: training rounds to nearest, with scales that move freely; leave "

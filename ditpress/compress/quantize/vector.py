@@ -8,11 +8,16 @@ moment: ``sum h_k (W - Ŵ)²`` is then the error of the layer's output for input
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-from ditpress.compress.quantize.fit import FittedWeight
+from ditpress.compress.quantize.fitted import FittedWeight
 from ditpress.compress.quantize.kmeans import lloyd, nearest, plus_plus
+from ditpress.compress.quantize.refit import refit_scale
+from ditpress.compress.quantize.spec import GptqSpec
+from ditpress.compress.quantize.vector_gptq import vector_gptq
 from ditpress.errors import InputError
 from ditpress.kernels.formats import Format
 
@@ -136,6 +141,9 @@ def fit_vectors(
     second_moment: Tensor | None = None,
     name: str = "weight",
     iterations: int = ITERATIONS,
+    weigh_channels: bool = True,
+    rounding: Literal["nearest", "gptq"] = "nearest",
+    gptq: GptqSpec | None = None,
 ) -> FittedWeight:
     """Quantize ``weight``: scales by root mean square, k-means++, Lloyd, codebook in int8, refit.
 
@@ -146,16 +154,22 @@ def fit_vectors(
         second_moment: see :func:`channel_weights`.
         name: the layer, for errors.
         iterations: of Lloyd, at most.
+        weigh_channels: the codebook is that of least weighted error, where there is a second moment.
+        rounding: gptq: the codes by :func:`vector_gptq`, then scales of least output error for them; needs
+            the whole second moment.
+        gptq: its settings; None: those of the paper.
 
     Raises:
-        InputError: see :func:`check_vectors`; or a weight is NaN or infinite.
+        InputError: see :func:`check_vectors`; a weight is NaN or infinite; or no second moment where one is
+            needed.
+        StageError: as :func:`vector_gptq`.
     """
     rows, columns = weight.shape
     check_vectors(rows, columns, format, name)
     if not bool(torch.isfinite(weight).all()):
         raise InputError(f"{name} holds NaN or infinite values; give a checkpoint with finite weights")
     weight = weight.detach().float()
-    importance = channel_weights(second_moment, columns)
+    importance = channel_weights(second_moment if weigh_channels else None, columns)
     scale = initial_scale(weight)
     pull, pressure = points_of(weight, scale, importance, format.vector_length)
     limit = POINTS_PER_CODEWORD * format.entries
@@ -167,4 +181,21 @@ def fit_vectors(
     del pull, pressure
     integers, step = round_codebook(codebook)
     codes, scale = refit(weight, scale * step, integers, importance)
+    if rounding == "gptq":
+        if second_moment is None or second_moment.dim() != 2:
+            raise InputError(
+                f"{name}: rounding: gptq needs the second moment of its inputs; calibrate, or use nearest"
+            )
+        settings = GptqSpec() if gptq is None else gptq
+        codes = vector_gptq(
+            weight,
+            scale,
+            integers,
+            second_moment,
+            damping=settings.damping,
+            act_order=settings.act_order,
+            name=name,
+        )
+        values = integers.float()[codes].view(weight.shape)
+        scale = refit_scale(weight, values, scale, second_moment)
     return FittedWeight(codes.to(torch.uint8), scale, format, integers)

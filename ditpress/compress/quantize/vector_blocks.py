@@ -37,7 +37,10 @@ class BlockTuning(Settings):
         "states are held twice",
     )
     candidates: int = Field(
-        default=2, ge=1, le=16, description="nearest codewords to choose from; 2 in the paper, 1: fixed"
+        default=1,
+        ge=1,
+        le=16,
+        description="nearest codewords to choose from, beside rounding: nearest; 2 in the paper, 1: fixed",
     )
     rate: float = Field(
         default=2e-3,

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ditpress.compress.quantize.fit import FittedWeight
+from ditpress.compress.quantize.fitted import FittedWeight
 from ditpress.compress.quantize.kmeans import nearest_few
 from ditpress.compress.quantize.vector import LARGEST, points_of
 from ditpress.kernels.linear import Activation, QuantizedLinear

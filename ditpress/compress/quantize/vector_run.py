@@ -8,20 +8,23 @@ and the student's), and one block's float weights with their candidates. Blocks 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from ditpress.calibrate.blocks import BlockInputs, device_of
+from ditpress.calibrate.calibration import Calibration
 from ditpress.calibrate.calls import Call
+from ditpress.calibrate.statistics import Want
 from ditpress.compress.distill.trainer import Training, distill, teacher_outputs
+from ditpress.compress.quantize.layer import SECOND_MOMENT
 from ditpress.compress.quantize.vector import channel_weights, fit_vectors
 from ditpress.compress.quantize.vector_blocks import BlockTuning, calibrate_block
 from ditpress.compress.quantize.vector_linear import VectorLinear
+from ditpress.compress.quantize.walk import watched
 from ditpress.kernels.formats import Format
 from ditpress.kernels.linear import Activation
 from ditpress.load.modules import replace_module
@@ -52,11 +55,17 @@ class VectorPlan:
     """What to do: the layers by full name, and the settings of the stage ``vq`` of the same names."""
 
     layers: Mapping[str, VectorLayer]
+    rounding: Literal["nearest", "gptq"]
     weigh_channels: bool
     iterations: int
     blocks: BlockTuning | None
     finetune: Training | None
     seed: int
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """Names of the statistics of a layer's input that its codebook is fitted with."""
+        return (SECOND_MOMENT,) if self.weigh_channels or self.rounding == "gptq" else ()
 
 
 def compress(denoiser: Denoiser, plan: VectorPlan, calls: Sequence[Call]) -> None:
@@ -79,10 +88,13 @@ def compress(denoiser: Denoiser, plan: VectorPlan, calls: Sequence[Call]) -> Non
     some = spread(calls, BlockTuning().pieces if plan.blocks is None else plan.blocks.pieces)
     teachers = {name: BlockInputs.record(transformer, name, some) for name in lists}
     inside = {name for name in plan.layers if name.startswith(tuple(f"{item}." for item in lists))}
-    trained: dict[str, VectorLinear] = {}
-    for name in plan.layers:
-        if name not in inside:
-            trained[name] = _replace(transformer, name, None, plan, generator)
+    outside = [name for name in plan.layers if name not in inside]
+    wants = [Want(name, statistic) for name in outside for statistic in plan.statistics]
+    found = Calibration(list(some)).collect(transformer, wants) if wants else {}
+    trained = {
+        name: _replace(transformer, name, found.get(Want(name, SECOND_MOMENT)), plan, generator)
+        for name in outside
+    }
     for block_list in lists:
         student, teacher = BlockInputs.record(transformer, block_list, some), teachers.pop(block_list)
         blocks = getattr(transformer, block_list)
@@ -113,23 +125,23 @@ def _compress_block(
 ) -> dict[str, VectorLinear]:
     """One block: k-means, calibration; both walkers then stand at the next block."""
     floats = {name: cast(nn.Linear, transformer.get_submodule(name)) for name in names}
-    moments: dict[str, Tensor] = {}
     with torch.no_grad():
         streams = _STREAMS[len(teacher.call(block, 0))]
-    with _mean_squares(floats, moments):
-        teacher.run(block)
-    layers = {
-        name: _replace(transformer, name, moments.get(name) if plan.weigh_channels else None, plan, generator)
-        for name in names
-    }
+    teacher.run(block)
+    moments: dict[str, Tensor] = {}
+    if plan.statistics:
+        with watched(transformer, dict.fromkeys(names, plan.statistics)) as statistics:
+            student.run(block, advance=False)
+        moments = {name: found[SECOND_MOMENT].result() for name, found in statistics.items()}
+    layers = {name: _replace(transformer, name, moments.get(name), plan, generator) for name in names}
     if plan.blocks is not None and layers:
         if plan.blocks.candidates > 1:
             for name, layer in layers.items():
                 weight = floats[name].weight.detach().float().cpu()
-                moment = moments.get(name) if plan.weigh_channels else None
-                layer.open_candidates(
-                    weight, channel_weights(moment, layer.in_features), plan.blocks.candidates
+                importance = channel_weights(
+                    moments.get(name) if plan.weigh_channels else None, layer.in_features
                 )
+                layer.open_candidates(weight, importance, plan.blocks.candidates)
         # What the next block of the teacher reads is what this one gave.
         targets = [tuple(arguments[key] for key in streams) for arguments in teacher.arguments]
         history = calibrate_block(block, layers, student, targets, plan.blocks, generator)
@@ -145,7 +157,16 @@ def _replace(
     linear = cast(nn.Linear, transformer.get_submodule(name))
     device = linear.weight.device
     layer = plan.layers[name]
-    weight = fit_vectors(linear.weight.cpu(), layer.format, generator, moment, name, plan.iterations)
+    weight = fit_vectors(
+        linear.weight.cpu(),
+        layer.format,
+        generator,
+        None if moment is None else moment.cpu(),
+        name,
+        iterations=plan.iterations,
+        weigh_channels=plan.weigh_channels,
+        rounding=plan.rounding,
+    )
     bias = None if linear.bias is None else linear.bias.cpu()
     fresh = VectorLinear(weight, bias, layer.activation).to(device)
     fresh.requires_grad_(False)
@@ -183,27 +204,3 @@ class _Answers(nn.Module):
 
     def forward(self, **kwargs: Any) -> Tensor:
         return next(self._outputs)
-
-
-@contextmanager
-def _mean_squares(layers: Mapping[str, nn.Linear], found: dict[str, Tensor]) -> Iterator[None]:
-    """Inside the block every input of ``layers`` counts; afterwards ``found`` has the mean of x² [K] each."""
-    sums: dict[str, Tensor] = {}
-    rows: dict[str, int] = {}
-
-    def watch(name: str) -> Any:
-        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            x = args[0].detach().reshape(-1, args[0].shape[-1])
-            total = x.double().square().sum(dim=0).cpu()
-            sums[name] = sums[name] + total if name in sums else total
-            rows[name] = rows.get(name, 0) + len(x)
-
-        return hook
-
-    handles = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-    found.update({name: (total / rows[name]).float() for name, total in sums.items()})

@@ -69,7 +69,7 @@ def walk(
         inputs = BlockInputs.record(transformer, block_list, calls)
         for index, block in enumerate(blocks):
             names = inside[block_list, index]
-            with _watched(transformer, {name: wanted[name] for name in names}) as statistics:
+            with watched(transformer, {name: wanted[name] for name in names}) as statistics:
                 inputs.run(block, advance=not sequential)
             yield {
                 name: {key: statistic.result() for key, statistic in of_layer.items()}
@@ -81,10 +81,10 @@ def walk(
 
 
 @contextmanager
-def _watched(
+def watched(
     transformer: nn.Module, wanted: Mapping[str, Sequence[str]]
 ) -> Iterator[dict[str, dict[str, Statistic]]]:
-    """Statistics that see every input of their layers inside the block.
+    """Statistics, by layer and name, that see every input of their layers inside the block.
 
     Raises:
         StageError: at the end, for a layer that was never called.
