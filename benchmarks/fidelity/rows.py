@@ -122,16 +122,25 @@ def _ablation(of: str, name: str, *overrides: str, without: Sequence[str] = ()) 
 ABLATIONS: tuple[Row, ...] = (
     _ablation("w8a8", "without smoothing", without=["smooth"]),
     _ablation("w8a8", "without grid search", "smooth.alpha=0.5"),
+    _ablation(
+        "w8a8",
+        "without GPTQ",
+        "quantize.weights.rounding=nearest",
+        "quantize.modulation.rounding=nearest",
+    ),
     _ablation("w4a8", "without smoothing", without=["smooth"]),
     _ablation("w4a8", "without grid search", "smooth.alpha=0.5"),
     _ablation(
         "w4a8", "with a low-rank branch", "quantize.low_rank={rank: 32, method: svdquant, iterations: 100}"
     ),
-    _ablation("w4a8", "without GPTQ", "quantize.weights.rounding=nearest"),
+    _ablation(
+        "w4a8", "without GPTQ", "quantize.weights.rounding=nearest", "quantize.modulation.rounding=nearest"
+    ),
     _ablation("w4a8-fp", "without low-rank branch", "quantize.low_rank=null"),
     _ablation("w4a8-fp", "without GPTQ", "quantize.weights.rounding=nearest"),
     _ablation("w4a8-fp", "free scale ratios", "quantize.weights.scale_ratios=free"),
     _ablation("fp4", "without rotation", without=["rotate"]),
+    _ablation("fp4", "without principal directions", without=["subspace"]),
     _ablation("fp4", "without GPTQ", "quantize.weights.rounding=nearest"),
     _ablation("fp4", "E2M1 only", "quantize.weights.format=fp4-e2m1"),
     _ablation("svdquant", "without smoothing", without=["smooth"]),
@@ -143,7 +152,25 @@ ABLATIONS: tuple[Row, ...] = (
     _ablation("vq-2bit", "without block calibration", "vq.blocks=null"),
     _ablation("vq-2bit", "without end-to-end tuning", "vq.finetune=null"),
     _ablation("vq-2bit", "without either", "vq.blocks=null", "vq.finetune=null"),
-    _ablation("vq-2bit", "without channel weights", "vq.weigh_channels=false"),
+    _ablation(
+        "vq-2bit", "nor GPTQ", "vq.blocks=null", "vq.finetune=null", "vq.rounding=nearest"
+    ),
+    _ablation(
+        "vq-2bit",
+        "nor channel weights",
+        "vq.blocks=null",
+        "vq.finetune=null",
+        "vq.rounding=nearest",
+        "vq.weigh_channels=false",
+    ),
+    _ablation(
+        "vq-2bit",
+        "as published",
+        "vq.rounding=nearest",
+        "vq.weigh_channels=false",
+        "vq.blocks={candidates: 2}",
+        "vq.finetune=null",
+    ),
     _ablation(
         "ternary", "without training", "ternary.training.steps=1", "ternary.training.learning_rate=1e-9"
     ),
