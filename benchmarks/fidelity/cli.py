@@ -66,6 +66,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _run(args: argparse.Namespace, rows: list[Row]) -> int:
+    import torch
+
     from ditpress.validate.environment import environment
     from fidelity.original import Conditions
 
@@ -75,6 +77,7 @@ def _run(args: argparse.Namespace, rows: list[Row]) -> int:
         **asdict(conditions),
         "cpu": here.cpu,
         "isa": here.isa,
+        "threads": torch.get_num_threads(),
         "versions": {name: version for name in _DISTRIBUTIONS if (version := _version(name))},
     }
     path = args.out / "results.json"

@@ -152,9 +152,7 @@ ABLATIONS: tuple[Row, ...] = (
     _ablation("vq-2bit", "without block calibration", "vq.blocks=null"),
     _ablation("vq-2bit", "without end-to-end tuning", "vq.finetune=null"),
     _ablation("vq-2bit", "without either", "vq.blocks=null", "vq.finetune=null"),
-    _ablation(
-        "vq-2bit", "nor GPTQ", "vq.blocks=null", "vq.finetune=null", "vq.rounding=nearest"
-    ),
+    _ablation("vq-2bit", "nor GPTQ", "vq.blocks=null", "vq.finetune=null", "vq.rounding=nearest"),
     _ablation(
         "vq-2bit",
         "nor channel weights",

@@ -102,10 +102,11 @@ def conditions_line(results: Results) -> str:
     """How the figures were drawn."""
     conditions = results.conditions
     versions = ", ".join(f"{name} {version}" for name, version in conditions["versions"].items())
+    threads = "1 thread" if conditions["threads"] == 1 else f"{conditions['threads']} threads"
     return (
         f"`{conditions['model']}`, {conditions['samples']} images, no guidance, equal seeds. FID and KID "
         "(times 1000) to real images. *Bits*: everything stored, over the parameters of the original. "
         "*File*: the ONNX file; † no ONNX file, the stored tensors, drawn in PyTorch. *Output SQNR*: on "
         "calls that no calibration saw. *Seconds* and *memory* (peak of the process) of compressing, without "
-        f"drawing. {conditions['cpu']}; {versions}."
+        f"drawing. {conditions['cpu']}, {threads}; {versions}."
     )

@@ -11,7 +11,13 @@ from fidelity.results import Results
 from fidelity.rows import ROWS
 from fidelity.tables import HEAD, report
 
-CONDITIONS = {"model": "zoo:mnist-dit", "samples": 1000, "cpu": "A Processor", "versions": {"torch": "2.0"}}
+CONDITIONS = {
+    "model": "zoo:mnist-dit",
+    "samples": 1000,
+    "cpu": "A Processor",
+    "threads": 2,
+    "versions": {"torch": "2.0"},
+}
 
 
 def entry(bits: float, fid: float, db: float | None, recognised: float | None = None, **more: Any) -> Any:
