@@ -62,8 +62,8 @@ def test_above_plain_rounding():
 def test_rivals_are_those_of_its_bits_or_of_less_storage():
     found = results(
         w4a8=entry(5.6, 10, 30.0),
-        ort_rtn_64=entry(4.9, 10.5, 28.0),
-        ort_hqq_64=entry(6.1, 9.9, 29.0),  # stores more, but has four bits too
+        ort_rtn_64=entry(4.9, 9.8, 28.0),  # nearer by less than the noise of 0.32
+        ort_hqq_64=entry(6.1, 9.6, 29.0),  # stores more, but has four bits too
         torchao_int8=entry(9.0, 10.0, 50.0),
     )
     names = {row.name for row, _ in rivals(found, next(row for row in ROWS if row.name == "w4a8"))}
