@@ -9,7 +9,7 @@ import pytest
 from fidelity.bounds import checks, fid_noise, rivals
 from fidelity.results import Results
 from fidelity.rows import ROWS
-from fidelity.tables import HEAD, report
+from fidelity.tables import ABLATION_HEAD, HEAD, report
 
 CONDITIONS = {
     "model": "zoo:mnist-dit",
@@ -109,8 +109,12 @@ def test_the_report():
     assert "| original | 16.00 | 2.10 MB | 10.000 |  | 1.000 | 30.00 | 95.0% |  |  |  |  |" in lines
     assert any(line.startswith("| bitsandbytes NF4, block 64 | 5.25 | 2.00 MB † |") for line in lines)
     ablations = lines[lines.index("### Without one of its parts") :]
-    assert [line.split("|")[1].strip() for line in ablations[4:6]] == ["w4a8", "w4a8: without smoothing"]
+    assert ablations[4:6] == [
+        "| w4a8 | 5.50 | 2.10 MB | 25.00 dB | 30.00 dB | 1.5 | 0.70 GB |",
+        "| w4a8: without smoothing | 5.50 | 2.10 MB | 25.00 dB | 27.00 dB | 1.5 | 0.70 GB |",
+    ]
     assert "- fp4: no recipe fp4 yet" in lines
     assert "### Plain rounding at the same bits" not in lines
-    assert all(line.count("|") == HEAD[0].count("|") for line in lines if line.startswith("| w4a8 |"))
+    heads = {line.count("|") for line in (HEAD[0], ABLATION_HEAD[0])}
+    assert {line.count("|") for line in lines if line.startswith("| w4a8 |")} == heads
     assert lines[-1].startswith("`zoo:mnist-dit`, 1000 images, no guidance")
