@@ -10,8 +10,11 @@ import torch
 from tiny_dit import tiny_pipeline
 from torch import nn
 
+from ditpress.calibrate.calibration import Calibration
 from ditpress.calibrate.calls import record_calls
+from ditpress.calibrate.statistics import Want
 from ditpress.compress import parse_stage
+from ditpress.compress.quantize.fit import fit_weight
 from ditpress.compress.quantize.stage import Quantize
 from ditpress.compress.quantize.student import FakeNormed, fake_layers, harden, normed, start_norms
 from ditpress.compress.quantize.ternary_stage import Ternary
@@ -99,7 +102,7 @@ def test_the_norm_starts_where_the_output_matches() -> None:
     calls = record_calls(model, samples=1, steps=1, guidance=1.0, seed=0)
     student = copy.deepcopy(teacher)
     name = "transformer_blocks.0.norm1.linear"
-    layers = fake_layers(student, {name: stage().plans(model, teacher)[name]})
+    layers = fake_layers(model.with_transformer(student), {name: stage().plans(model, teacher)[name]}, ())
     start_norms(student, teacher, layers, [name], calls)
     wrapped = layers[name]
     assert isinstance(wrapped, FakeNormed)
@@ -115,13 +118,38 @@ def test_the_norm_starts_where_the_output_matches() -> None:
     torch.testing.assert_close(seen[1], seen[0], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("format", ["ternary", "int4", "fp4-e2m1"])
+def test_training_starts_from_the_codes_of_gptq(format: str) -> None:
+    model = denoiser()
+    spec = {"format": format, "group": "channel", "rounding": "gptq"}
+    names = [n for n, r in model.anatomy.linears(model.transformer).items() if r is Role.QKV][:3]
+    plans = stage(weights=spec).plans(model, model.transformer)
+    calls = record_calls(model, samples=2, steps=3, guidance=1.0, seed=0)
+    moments = Calibration(calls).collect(
+        model.transformer, [Want(name, "input_second_moment") for name in names]
+    )
+    student = model.with_transformer(copy.deepcopy(model.transformer))
+    layers = fake_layers(student, {name: plans[name] for name in names}, calls)
+    for name in names:  # one block's layers read the same floats
+        linear = model.transformer.get_submodule(name)
+        fitted = fit_weight(
+            linear.weight, plans[name].weights, name, moments[Want(name, "input_second_moment")]
+        )
+        hard = harden(layers[name])
+        assert isinstance(hard, QuantizedLinear)
+        torch.testing.assert_close(hard.dequantize(), fitted.dequantize(), rtol=1e-6, atol=1e-8)
+        nearest = fit_weight(linear.weight, plans[name].weights.model_copy(update={"rounding": "nearest"}))
+        assert not torch.equal(fitted.codes, nearest.codes)
+
+
 def test_a_branch_is_stored_and_helps() -> None:
     model = denoiser()
     names = [n for n, r in model.anatomy.linears(model.transformer).items() if r is Role.QKV]
 
     def fakes(**fields: Any) -> dict[str, nn.Module]:
         plans = stage(**fields).plans(model, model.transformer)
-        return fake_layers(copy.deepcopy(model.transformer), {name: plans[name] for name in names})
+        student = model.with_transformer(copy.deepcopy(model.transformer))
+        return fake_layers(student, {name: plans[name] for name in names}, ())
 
     plain, branched = fakes(), fakes(low_rank=4)
     x = torch.randn(9, 16, generator=torch.Generator().manual_seed(1))
@@ -160,8 +188,9 @@ def test_refusals() -> None:
         parse_stage({"ternary": {"training": {"epochs": 3}}})
     with pytest.raises(InputError, match="holds vectors of 4 weights"):
         stage(weights={"format": "vq-256x4", "group": 16}).apply(denoiser(), {})
-    with pytest.raises(InputError, match=r"ternary\.modulation: training rounds to nearest"):
-        stage(modulation={"format": "ternary", "group": "channel", "rounding": "gptq"}).apply(denoiser(), {})
+    spec = {"format": "fp4-e2m1", "group": 8, "scale_ratios": "power-of-two"}
+    with pytest.raises(InputError, match=r"ternary\.modulation: scales move freely in training"):
+        stage(modulation=spec).apply(denoiser(), {})
     broken = denoiser()
     with torch.no_grad():
         broken.transformer.transformer_blocks[1].attn1.to_k.weight[0, 0] = float("nan")

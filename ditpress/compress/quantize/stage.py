@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
@@ -158,10 +158,7 @@ class Quantize(Stage):
                 f"{first}: needs statistics of its inputs; give the recorded calls, or use rounding: nearest "
                 "without a branch or a shift"
             )
-        parts: Iterator[dict[str, dict[str, Tensor]]] = iter([{name: {} for name in plans}])
-        if first is not None:
-            parts = walk(denoiser, wanted, calls, self.sequential)
-        for part in parts:
+        for part in walk(denoiser, wanted, calls, self.sequential):
             for name, found in track(part.items(), "quantizing", len(part)):
                 linear = cast(nn.Linear, transformer.get_submodule(name))
                 replace_module(transformer, linear, quantize_linear(linear, plans[name], name, found))

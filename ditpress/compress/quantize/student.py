@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +16,22 @@ from ditpress.calibrate.calibration import moved
 from ditpress.calibrate.calls import Call
 from ditpress.compress.quantize.fake import FakeQuantizedLinear
 from ditpress.compress.quantize.fit import fit_weight
-from ditpress.compress.quantize.layer import LayerPlan, branch_activation
+from ditpress.compress.quantize.fitted import FittedWeight
+from ditpress.compress.quantize.layer import SECOND_MOMENT, LayerPlan, branch_activation
 from ditpress.compress.quantize.low_rank import fit_low_rank
+from ditpress.compress.quantize.rtn import nearest_values
 from ditpress.compress.quantize.spec import WeightSpec
+from ditpress.compress.quantize.walk import walk
 from ditpress.kernels.linear import Activation
 from ditpress.kernels.wrap import LowRankLinear, NormedLinear
 from ditpress.load.modules import replace_module
 from ditpress.progress import track
 
+if TYPE_CHECKING:
+    from ditpress.load.denoiser import Denoiser
+
 EPS = 1e-6  # of the norm, as in TerDiT
-NORM_CALLS = 64  # calls that the start of the gains is fitted on, evenly over the trajectories
+INSIDE = 0.3  # scales from the value of its code that a latent weight starts at, see latent()
 
 
 @dataclass(frozen=True)
@@ -69,19 +75,26 @@ def normed(y: Tensor) -> Tensor:
     return y * torch.rsqrt(y.square().mean(dim=-1, keepdim=True) + EPS)
 
 
-def fake_layers(student: nn.Module, plans: Mapping[str, LayerPlan]) -> dict[str, nn.Module]:
+def fake_layers(
+    student: Denoiser, plans: Mapping[str, LayerPlan], calls: Sequence[Call]
+) -> dict[str, nn.Module]:
     """Put a fake-quantized layer in the place of every linear in ``plans``; what stands there, by name.
+
+    ``calls``: recorded ones, for plans that need statistics of the inputs.
 
     Raises:
         InputError: a group that does not divide K, or a weight that is not finite; names the layer.
+        StageError: as :func:`ditpress.compress.quantize.gptq.gptq`.
     """
     layers: dict[str, nn.Module] = {}
-    for name, plan in track(plans.items(), "rounding", len(plans)):
-        linear = cast(nn.Linear, student.get_submodule(name))
-        made = _fake(linear, plan, name).requires_grad_(False)
-        replace_module(student, linear, made)
-        layers[name] = made
-    return layers
+    wanted = {name: plan.statistics() for name, plan in plans.items()}
+    for part in walk(student, wanted, calls, sequential=True):
+        for name, found in track(part.items(), "rounding", len(part)):
+            linear = cast(nn.Linear, student.transformer.get_submodule(name))
+            made = _fake(linear, plans[name], name, found.get(SECOND_MOMENT)).requires_grad_(False)
+            replace_module(student.transformer, linear, made)
+            layers[name] = made
+    return {name: layers[name] for name in plans}
 
 
 def start_norms(
@@ -111,7 +124,7 @@ def start_norms(
     handles = [teacher.get_submodule(name).register_forward_hook(watch(name)) for name in names]
     try:
         with torch.no_grad():
-            for call in calls[:: max(1, len(calls) // NORM_CALLS)]:
+            for call in calls:
                 teacher(**moved(call.kwargs, device))
     finally:
         for handle in handles:
@@ -167,23 +180,47 @@ def harden(layer: nn.Module) -> nn.Module:
 
 
 def fake_linear(
-    weight: Tensor, bias: Tensor | None, spec: WeightSpec, activation: Activation, fold: bool, name: str
+    weight: Tensor,
+    bias: Tensor | None,
+    spec: WeightSpec,
+    activation: Activation,
+    fold: bool,
+    name: str,
+    moment: Tensor | None = None,
 ) -> FakeQuantizedLinear:
-    """A fake-quantized linear that starts from round to nearest; ``name`` is used in errors."""
-    fitted = fit_weight(weight.detach().float().cpu(), spec, name)
-    return FakeQuantizedLinear(weight, bias, fitted, activation, fold)
+    """A fake-quantized linear that starts as ``spec`` rounds ``weight``; ``name`` is used in errors."""
+    weight = weight.detach().float()
+    fitted = fit_weight(weight.cpu(), spec, name, None if moment is None else moment.cpu())
+    return FakeQuantizedLinear(latent(weight, fitted), bias, fitted, activation, fold)
 
 
-def _fake(linear: nn.Linear, plan: LayerPlan, name: str) -> nn.Module:
-    """What is trained in the place of ``linear``: round to nearest, or the best turn with a branch."""
+def latent(weight: Tensor, fitted: FittedWeight) -> Tensor:
+    """Latent weights [N, K] that round to the codes of ``fitted``: ``weight`` itself where it does.
+
+    Others start inside the cell of their code, ``INSIDE`` scales from its value towards the weight: entries
+    of a table are whole numbers, so a cell reaches half a scale to either side at least.
+    """
+    split = weight.view(len(weight), fitted.scale.shape[1], -1)
+    scale = fitted.scale.float().to(weight.device)
+    table = None if fitted.table is None else fitted.table.to(weight.device)
+    nearest = nearest_values(split, scale, fitted.format, table).view_as(weight)
+    wanted = fitted.values().to(weight.device)
+    steps = scale.repeat_interleave(split.shape[2], dim=1)
+    stored = wanted * steps
+    return torch.where(nearest == wanted, weight, stored + INSIDE * steps * (weight - stored).sign())
+
+
+def _fake(linear: nn.Linear, plan: LayerPlan, name: str, moment: Tensor | None) -> nn.Module:
+    """What is trained in the place of ``linear``: its weight as planned, or the best turn with a branch."""
     spec, fold = plan.weights, plan.fold_scales(linear.in_features)
     if plan.low_rank is None:
-        return fake_linear(linear.weight, linear.bias, spec, plan.activation, fold, name)
+        return fake_linear(linear.weight, linear.bias, spec, plan.activation, fold, name, moment)
     weight, branch = linear.weight.detach(), plan.low_rank.weights
+    nearest = spec.model_copy(update={"rounding": "nearest"})
     found = fit_low_rank(
         weight.cpu(),
         plan.low_rank.rank_of(*weight.shape),
-        lambda target: fit_weight(target, spec, name),
+        lambda target: fit_weight(target, nearest, name),
         lambda part: fit_weight(part, branch, f"branch of {name}"),
         iterations=plan.low_rank.iterations,
     )
@@ -192,4 +229,4 @@ def _fake(linear: nn.Linear, plan: LayerPlan, name: str) -> nn.Module:
         for part in (found.down, found.up)
     )
     rest = weight.float() - found.branch().to(weight.device)
-    return FakeLowRank(fake_linear(rest, linear.bias, spec, plan.activation, fold, name), down, up)
+    return FakeLowRank(fake_linear(rest, linear.bias, spec, plan.activation, fold, name, moment), down, up)

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 SEEDS = 2_000_000  # trajectories of training never start from the noise of calibration or validation
 
+START_CALLS = 64  # evenly over the trajectories, that the start is fitted on
+
 
 class TernaryTraining(Training):
     """Training of ternary weights. Rates are parts of the size (rms) of what they change."""
@@ -62,8 +64,9 @@ class Ternary(Stage):
     """Ternary weights with least-squares scales, then self-distillation with a straight-through estimator.
 
     All linears of the blocks and the modulation become ternary; embedders and the last layer stay. The model
-    starts from the ternary weights of least squared error, learns the original's answers on the original's
-    own trajectories, and is then packed: the packed layers compute with the very bits that were trained.
+    starts from ternary weights by ``rounding`` (gptq: of least error of each layer's output), learns the
+    original's answers on the original's own trajectories, and is then packed: the packed layers compute with
+    the very bits that were trained.
     """
 
     kind: Literal["ternary"] = "ternary"
@@ -107,11 +110,8 @@ class Ternary(Stage):
         """What every linear becomes that is trained; see the stage ``quantize``, also for errors."""
         for setting, spec in (("weights", self.weights), ("modulation", self.modulation)):
             check_format(get_format(spec.format))
-            if spec.rounding != "nearest" or spec.scale_ratios != "free":
-                raise InputError(
-                    f"ternary.{setting}: training rounds to nearest, with scales that move freely; leave "
-                    "rounding and scale_ratios out"
-                )
+            if spec.scale_ratios != "free":
+                raise InputError(f"ternary.{setting}: scales move freely in training; leave scale_ratios out")
         branch = None if self.low_rank is None else LowRankSpec(rank=self.low_rank, share=1.0, whiten=False)
         rounding = Quantize(
             weights=self.weights,
@@ -142,11 +142,12 @@ class Ternary(Stage):
         teacher = denoiser.transformer
         plans = self.plans(denoiser, teacher)
         student = copy.deepcopy(teacher).requires_grad_(False)
-        layers = fake_layers(student, plans)
         calls, targets = self._trajectories(denoiser)
+        some = calls[:: max(1, len(calls) // START_CALLS)]
+        layers = fake_layers(denoiser.with_transformer(student), plans, some)
         if self.norm:
             roles = denoiser.anatomy.linears(teacher)
-            start_norms(student, teacher, layers, [n for n in layers if roles[n] is Role.MODULATION], calls)
+            start_norms(student, teacher, layers, [n for n in layers if roles[n] is Role.MODULATION], some)
         blocks = [
             f"{block_list}.{index}"
             for block_list in denoiser.anatomy.block_lists(teacher)

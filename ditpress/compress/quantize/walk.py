@@ -25,8 +25,9 @@ def walk(
 ) -> Iterator[dict[str, dict[str, Tensor]]]:
     """Statistics of the inputs of the layers in ``wanted``, some layers at a time.
 
-    First come the layers that belong to no block, then those of block after block. Between two items the
-    caller may replace the layers of the first. Memory: the statistics of one block, and the hidden states of
+    First come the layers that belong to no block, then those of block after block; where nothing is wanted of
+    any layer, all come at once and no call is run. Between two items the caller may replace the layers of
+    the first. Memory: the statistics of one block, and the hidden states of
     all calls.
 
     Args:
@@ -43,6 +44,9 @@ def walk(
         InputError: too few calls; names what to raise.
         StageError: a layer was never called.
     """
+    if not any(wanted.values()):
+        yield {name: {} for name in wanted}
+        return
     transformer = denoiser.transformer
     timesteps = len({call.timestep for call in calls})
     if timesteps < LEAST_TIMESTEPS:
