@@ -16,7 +16,7 @@ from typing import Any
 
 from accelerate import init_empty_weights
 from diffusers import ConfigMixin
-from torch import nn
+from torch import Tensor, nn
 
 from ditpress.errors import InputError
 from ditpress.kernels.wrap import main_linear
@@ -85,12 +85,9 @@ def width_groups(transformer: nn.Module) -> list[Group]:
     for block_list in dict.fromkeys(name for name, _ in table.smooth):
         for index, block in enumerate(getattr(transformer, block_list, ())):
             prefix = f"{block_list}.{index}"
-            for template in table.heads:
-                heads = _head_group(template, block, prefix)
-                groups += [] if heads is None else [heads]
-            for template in table.hidden:
-                hidden = _hidden_group(template, block, prefix)
-                groups += [] if hidden is None else [hidden]
+            found: list[Group | None] = [_head_group(template, block, prefix) for template in table.heads]
+            found += [_hidden_group(template, block, prefix) for template in table.hidden]
+            groups += [group for group in found if group is not None]
     return groups
 
 
@@ -185,10 +182,10 @@ def _narrow(transformer: nn.Module, name: str, rows: int = 0, columns: int = 0) 
     put_weight(linear, linear.weight.detach()[:height, :width], bias)
 
 
-def put_weight(linear: nn.Linear, weight: Any, bias: Any) -> None:
+def put_weight(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
     """Give ``linear`` other numbers, of another shape."""
     linear.weight = nn.Parameter(weight, requires_grad=False)
-    linear.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    linear.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
     linear.out_features, linear.in_features = weight.shape
 
 
@@ -200,22 +197,28 @@ def _table(transformer: nn.Module) -> Family | None:
 def _head_group(template: HeadTemplate, block: nn.Module, prefix: str) -> HeadGroup | None:
     """None without the attention, its values or a reader, or with fewer heads of keys than of queries."""
     attention: Any = _found(block, template.attention)
-    parts = [
+    queries, keys, values, readers = (
         _existing(block, names)
         for names in (template.queries, template.keys, template.values, template.readers)
-    ]
+    )
     heads = getattr(attention, "heads", None)
-    if not all(parts) or not isinstance(heads, int):
+    if not (queries and keys and values and readers and isinstance(heads, int)):
         return None
-    *inner, readers = parts
-    widths = {main_linear(block.get_submodule(name)).out_features for names in inner for name in names}
+    widths = {main_linear(block.get_submodule(name)).out_features for name in (*queries, *keys, *values)}
     if len(widths) != 1:
         return None
     (width,) = widths
     norms = ("norm_q", "norm_k", "norm_added_q", "norm_added_k")
+
+    def full(names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(f"{prefix}.{name}" for name in names)
+
     return HeadGroup(
         f"{prefix}.{template.attention}",
-        *(tuple(f"{prefix}.{name}" for name in names) for names in (*inner, readers)),
+        full(queries),
+        full(keys),
+        full(values),
+        full(readers),
         heads=heads,
         head_dim=width // heads,
         normed=any(getattr(attention, norm, None) is not None for norm in norms),
@@ -223,11 +226,10 @@ def _head_group(template: HeadTemplate, block: nn.Module, prefix: str) -> HeadGr
 
 
 def _hidden_group(template: HiddenTemplate, block: nn.Module, prefix: str) -> HiddenGroup | None:
-    if not _existing(block, (template.producer, template.reader)) == (template.producer, template.reader):
+    linears = (template.producer, template.reader)
+    if _existing(block, linears) != linears:
         return None
-    producer, reader = (
-        main_linear(block.get_submodule(name)) for name in (template.producer, template.reader)
-    )
+    producer, reader = (main_linear(block.get_submodule(name)) for name in linears)
     start = 0
     if template.after is not None:
         start = main_linear(block.get_submodule(f"{template.after}.to_v")).out_features

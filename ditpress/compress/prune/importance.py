@@ -6,18 +6,19 @@ With z a vector of random signs of the shape of y, one backward pass gives ``g =
 ``E_z[g_v g_w] = Σ_o (∂y_o/∂v)(∂y_o/∂w)``, the Gauss-Newton matrix of the output error. Removing the weights w
 of a unit changes y by ``-Σ_w w ∂y/∂w`` to first order, so
 
-``taylor``   ``E_z[(Σ_w w g_w)²]`` is the square of that change, with all correlations inside the unit. Without
-             a loss this is what Molchanov et al. 2019 ("Importance Estimation for Neural Network Pruning",
-             eq. 8) and NViT (Yang et al. 2023, "Global Vision Transformer Pruning with Hessian-Aware
-             Saliency") use; Diff-Pruning (Fang et al. 2023, section 4) sums ``|w g|`` of the training loss.
-``hessian``  ``E_z[Σ_w w² g_w²]`` keeps the diagonal: optimal brain damage (LeCun et al. 1989, eq. 5) with the
+``taylor``   ``E_z[(Σ_w w g_w)²]`` is the square of that change, with all correlations inside the unit. With
+             the gradient of a training loss it is the criterion of Molchanov et al. 2019 ("Importance
+             Estimation for Neural Network Pruning", with gates) and of NViT (Yang et al. 2023, "Global
+             Vision Transformer Pruning with Hessian-Aware Saliency"); Diff-Pruning (Fang et al. 2023, section 4)
+             sums ``|w g|`` of the diffusion loss over timesteps.
+``hessian``  ``E_z[Σ_w w² g_w²]`` keeps the diagonal: optimal brain damage (LeCun et al. 1989) with the
              diagonal of Gauss-Newton for the Hessian.
 
 The sums run over the gates of a unit (:class:`~ditpress.compress.prune.units.Units`) only: with these at
 zero its other weights have no effect, and counting them would count one removal twice.
 
-``magnitude``  the L2 norm of all its weights, rows and columns together (GroupMagnitude of Torch-Pruning, Fang
-             et al. 2023, "DepGraph", section 3.4). ``random`` is the baseline of all.
+``magnitude``  the L2 norm of all its weights, rows and columns together (the group magnitude of
+             Torch-Pruning: Fang et al. 2023, "DepGraph"). ``random`` is the baseline of all.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ def _score(one: Units, products: dict[str, tuple[Tensor, ...]], method: Gradient
 
 
 def _products(
-    parameters: dict[str, tuple[nn.Parameter, ...]], gradients: Sequence[Tensor]
+    parameters: dict[str, tuple[Tensor, ...]], gradients: Sequence[Tensor]
 ) -> dict[str, tuple[Tensor, ...]]:
     """w g of every watched linear: of its weight, and of its bias where it has one."""
     left = iter(gradients)
@@ -152,9 +153,9 @@ def _linear(transformer: nn.Module, name: str) -> nn.Linear:
 
 
 @contextmanager
-def _watched(transformer: Any, by_rows: Mapping[str, bool]) -> Iterator[dict[str, tuple[nn.Parameter, ...]]]:
+def _watched(transformer: Any, by_rows: Mapping[str, bool]) -> Iterator[dict[str, tuple[Tensor, ...]]]:
     """The weight of every linear in ``by_rows``, and where that is true its bias, with gradients inside."""
-    parameters: dict[str, tuple[nn.Parameter, ...]] = {}
+    parameters: dict[str, tuple[Tensor, ...]] = {}
     for name, rows in by_rows.items():
         linear = _linear(transformer, name)
         biased = rows and linear.bias is not None

@@ -5,8 +5,8 @@ A linear reads x, of which only x_S remains. The weights of least squared error 
     W' = W_S + W_R C_RS (C_SS + λ)⁻¹,    b' = b + W_R μ_R - (W' - W_S) μ_S ,
 
 with C the covariance of x over all recorded calls, μ its mean, S what stays and R what goes: the closed form
-of optimal brain surgery for a set of columns (Frantar & Alistarh 2022, "Optimal Brain Compression", section 3;
-SlimGPT, Ling et al. 2024, cuts heads and units of language models so). Damping λ, a share of the mean
+of optimal brain surgery for a set of columns (Frantar & Alistarh 2022, "Optimal Brain Compression"; SlimGPT,
+Ling et al. 2024, cuts heads and hidden units of language models so). Damping λ, a share of the mean
 diagonal, shrinks the correction, and not the weights themselves.
 """
 

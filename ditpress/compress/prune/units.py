@@ -1,4 +1,4 @@
-"""What is ranked: equal parts of the channels between some linears, each of which stays or goes as a whole."""
+"""What is ranked: equal parts of the channels between some linears; each stays or goes as a whole."""
 
 from __future__ import annotations
 

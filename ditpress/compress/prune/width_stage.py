@@ -1,9 +1,9 @@
 """The stage ``prune-width``: attention heads, channels of heads and hidden units go out of every block.
 
 Structured pruning after training and without data: units are rated on recorded calls
-(:mod:`ditpress.compress.prune.importance`), the worst are cut out
-(:mod:`ditpress.compress.prune.groups`), and the linears that have read them are fitted again, block after
-block (:mod:`ditpress.compress.prune.reconstruct`). The result has smaller dense layers, which every format and
+(:mod:`ditpress.compress.prune.importance`), the worst are cut out (:mod:`ditpress.compress.prune.groups`),
+and the linears that have read them are fitted again, block after block
+(:mod:`ditpress.compress.prune.reconstruct`). What is left are smaller dense layers, which every format and
 every kernel takes.
 """
 
@@ -74,7 +74,7 @@ class PruneWidth(Stage):
     )
     ranking: Literal["local", "global"] = Field(
         default="local",
-        description="global: heads of all layers compete, and so do hidden units; layers then differ in width",
+        description="global: heads of all layers compete, and so do hidden units; widths then differ",
     )
     round_to: RoundTo = RoundTo()
     probes: int = Field(
