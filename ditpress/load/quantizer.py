@@ -13,8 +13,8 @@ config.json of a compressed transformer holds::
 with something around them (:mod:`ditpress.kernels.wrap`), the outermost under the name of the linear, one
 inside another under that name and ``.linear``. ``layers`` are the linears stored as ``QuantizedLinear``,
 those inside wrappers too; ``"fold_scales": true`` stands only where group scales are folded. The codebook of
-a layer is stored with its codes, whatever the format. Each list of ``shared`` names submodules that are one object,
-stored under the first name only. Schema 1 had no wrappers, and is read still.
+a layer is stored with its codes, whatever the format. Each list of ``shared`` names submodules that are one
+object, stored under the first name only. Schema 1 had no wrappers, and is read still.
 Diffusers has no public hook for a new method: two dictionaries take it.
 """
 

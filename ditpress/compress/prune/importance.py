@@ -9,8 +9,8 @@ of a unit changes y by ``-Σ_w w ∂y/∂w`` to first order, so
 ``taylor``   ``E_z[(Σ_w w g_w)²]`` is the square of that change, with all correlations inside the unit. With
              the gradient of a training loss it is the criterion of Molchanov et al. 2019 ("Importance
              Estimation for Neural Network Pruning", with gates) and of NViT (Yang et al. 2023, "Global
-             Vision Transformer Pruning with Hessian-Aware Saliency"); Diff-Pruning (Fang et al. 2023, section 4)
-             sums ``|w g|`` of the diffusion loss over timesteps.
+             Vision Transformer Pruning with Hessian-Aware Saliency"); Diff-Pruning (Fang et al. 2023,
+             section 4) sums ``|w g|`` of the diffusion loss over timesteps.
 ``hessian``  ``E_z[Σ_w w² g_w²]`` keeps the diagonal: optimal brain damage (LeCun et al. 1989) with the
              diagonal of Gauss-Newton for the Hessian.
 
@@ -98,7 +98,7 @@ def gradient_scores(
         for call in track(calls, f"importance ({method})"):
             output = transformer(**moved(call.kwargs, device), return_dict=False)[0]
             for probe in range(probes):
-                signs = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
+                signs = random_signs(output.shape, generator).to(output)
                 found = torch.autograd.grad(
                     output, flat, signs, retain_graph=probe + 1 < probes, materialize_grads=True
                 )
@@ -113,6 +113,11 @@ def gradient_scores(
                 "prune-width.importance to magnitude"
             )
     return totals
+
+
+def random_signs(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """1 and -1 with equal chance, float32: of all distributions that will do, the one of least variance."""
+    return torch.randint(0, 2, tuple(shape), generator=generator).float() * 2 - 1
 
 
 def _score(one: Units, products: dict[str, tuple[Tensor, ...]], method: GradientMethod) -> Tensor:
