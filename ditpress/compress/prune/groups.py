@@ -102,8 +102,20 @@ def cut(transformer: nn.Module, kept: Sequence[Kept]) -> None:
             linear = _linear(transformer, name)
             for tensor in (linear.weight, linear.bias):
                 if tensor is not None:
-                    tensor.copy_(tensor.double() * factor)
+                    overwrite(tensor, tensor.double() * factor)
         note_heads(transformer, one.group, one.heads, one.head_dim)
+
+
+def overwrite(tensor: Tensor, values: Tensor) -> None:
+    """Put ``values`` in the place of what ``tensor`` holds, and in no more bits than that is stored in.
+
+    Weights of a checkpoint in 16 bits come as float32 that float16 holds exactly, and are stored so again: a
+    rounding to 11 bits, far below what pruning changes, keeps a pruned layer from growing.
+    """
+    if tensor.dtype == torch.float32 and torch.equal(tensor.half().float(), tensor):
+        largest = torch.finfo(torch.float16).max
+        values = values.clamp(-largest, largest).half()
+    tensor.copy_(values)
 
 
 def _linear(transformer: nn.Module, name: str) -> nn.Linear:

@@ -18,7 +18,7 @@ import torch
 from pydantic import Field, StrictBool
 from torch import Tensor, nn
 
-from ditpress.compress.prune.groups import Kept, KeptHeads, KeptHidden, cut, masks_of
+from ditpress.compress.prune.groups import Kept, KeptHeads, KeptHidden, cut, masks_of, overwrite
 from ditpress.compress.prune.importance import gradient_scores, magnitude_scores, random_scores
 from ditpress.compress.prune.ranking import allot, best, keep_count
 from ditpress.compress.prune.reconstruct import DAMPING, reconstruct
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MEAN = "input_mean"
-_INEXACT = 0.1  # a number that float16 does not hold: stands for fitted weights where sizes are counted
 
 
 class RoundTo(Settings):
@@ -90,20 +89,9 @@ class PruneWidth(Stage):
     )
     seed: int = Field(default=0, ge=0, description="of the random directions, and of importance random")
 
-    def passes(self, denoiser: Denoiser) -> float:
-        return 0.0
-
     def plan(self, denoiser: Denoiser, skeleton: nn.Module) -> None:
         """With ``ranking: global`` every layer is planned alike: the sum is the same for equal layers."""
-        groups = self._groups(skeleton)
-        sizes = self._sizes(groups)
-        resize(skeleton, sizes)
-        for group in groups:
-            fitted = self._readers(group) if self.reconstruct and group.name in sizes else ()
-            scaled = group.queries if isinstance(group, HeadGroup) and self.head_dim else ()
-            for name in (*fitted, *scaled):
-                for tensor in (parameters := skeleton.get_submodule(name)._parameters):
-                    parameters[tensor] = _inexact(parameters[tensor])
+        resize(skeleton, self._sizes(self._groups(skeleton)))
 
     def apply(self, denoiser: Denoiser, statistics: Mapping[Want, Tensor]) -> None:
         """Refused: see ``apply_calls``. Raises StageError."""
@@ -296,14 +284,6 @@ class PruneWidth(Stage):
             with torch.no_grad():
                 for name, (weight, bias) in fitted.items():
                     linear = cast(nn.Linear, transformer.get_submodule(name))
-                    linear.weight.copy_(weight)
+                    overwrite(linear.weight, weight)
                     if linear.bias is not None:
-                        linear.bias.copy_(cast(Tensor, bias))
-
-
-def _inexact(parameter: nn.Parameter | None) -> nn.Parameter | None:
-    """A stand-in of the same shape for numbers that float16 does not hold."""
-    if parameter is None:
-        return None
-    value = torch.full((), _INEXACT, dtype=parameter.dtype)
-    return nn.Parameter(value.expand(parameter.shape), requires_grad=False)
+                        overwrite(linear.bias, cast(Tensor, bias))
