@@ -138,6 +138,30 @@ class InputSecondMoment:
         return 4 * channels * channels
 
 
+class InputMean:
+    """Mean of every channel over all rows (tokens, batch and timesteps): float32 [K]."""
+
+    name = "input_mean"
+
+    def __init__(self) -> None:
+        self._sum: Tensor | None = None
+        self._count = 0
+
+    def update(self, x: Tensor) -> None:
+        rows = _rows(x)
+        found = rows.double().sum(dim=0)
+        self._sum = found if self._sum is None else self._sum + found
+        self._count += rows.shape[0]
+
+    def result(self) -> Tensor:
+        assert self._sum is not None, "result() before update()"
+        return (self._sum / max(1, self._count)).float()
+
+    @staticmethod
+    def bytes_for(channels: int) -> int:
+        return 8 * channels
+
+
 class InputRows:
     """A sample of the rows that the layer reads, as many from every update (timestep): float32 [R, K].
 
@@ -179,7 +203,7 @@ class InputRows:
 
 
 STATISTICS: Mapping[str, type[Statistic]] = MappingProxyType(
-    {cls.name: cls for cls in (InputAbsMax, InputMin, InputMax, InputSecondMoment, InputRows)}
+    {cls.name: cls for cls in (InputAbsMax, InputMin, InputMax, InputSecondMoment, InputMean, InputRows)}
 )
 
 

@@ -46,8 +46,35 @@ class ValueTemplate:
 
 
 @dataclass(frozen=True)
+class HeadTemplate:
+    """A HeadGroup with names relative to its block; of the linears those that exist.
+
+    ``readers`` read the heads side by side from their first column on.
+    """
+
+    attention: str
+    queries: tuple[str, ...]
+    keys: tuple[str, ...]
+    values: tuple[str, ...]
+    readers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class HiddenTemplate:
+    """A HiddenGroup with names relative to its block; ``mlp`` is empty where the block itself is the MLP.
+
+    ``after`` is the attention whose channels the reader has in front of the hidden units.
+    """
+
+    mlp: str
+    producer: str
+    reader: str
+    after: str | None = None
+
+
+@dataclass(frozen=True)
 class Family:
-    """One family: the diffusers classes that belong to it and the three tables about them."""
+    """One family: the diffusers classes that belong to it and the tables about them."""
 
     name: str
     classes: tuple[str, ...]
@@ -56,6 +83,8 @@ class Family:
     shared: tuple[str, ...] = ()  # submodules that hold the same tensors in every block
     values: tuple[ValueTemplate, ...] = ()  # in the blocks of every list of ``smooth``
     readers: tuple[tuple[str, ...], ...] = ()  # linears of a block that read one tensor
+    heads: tuple[HeadTemplate, ...] = ()  # attention whose heads can be cut, in every list of ``smooth``
+    hidden: tuple[HiddenTemplate, ...] = ()  # MLPs whose hidden units can be cut, likewise
 
 
 def _modulated(linears: tuple[str, ...], source: str, shift: int, scale: int, chunks: int) -> SmoothTemplate:
@@ -74,6 +103,25 @@ def _values(attention: str, joint: bool = False) -> ValueTemplate:
         tuple(f"{attention}.{name}" for name in sources[: 1 + joint]),
         tuple(f"{attention}.{name}" for name in linears[: 1 + joint]),
     )
+
+
+def _heads(attention: str, joint: bool = False, readers: tuple[str, ...] = ()) -> HeadTemplate:
+    """Joint attention has queries, keys and values of two streams, which go together head by head."""
+
+    def names(*own: str) -> tuple[str, ...]:
+        return tuple(f"{attention}.{name}" for name in own[: 1 + joint])
+
+    return HeadTemplate(
+        attention,
+        names("to_q", "add_q_proj"),
+        names("to_k", "add_k_proj"),
+        names("to_v", "add_v_proj"),
+        readers or names("to_out.0", "to_add_out"),
+    )
+
+
+def _hidden(mlp: str) -> HiddenTemplate:
+    return HiddenTemplate(mlp, f"{mlp}.net.0.proj", f"{mlp}.net.2")
 
 
 LINEAR_OWNERS = r"norm\w*|adaln_single"
@@ -107,6 +155,8 @@ _DIT = Family(
     shared=("norm1.emb",),
     values=(_values("attn1"),),
     readers=_qkv("attn1"),
+    heads=(_heads("attn1"),),
+    hidden=(_hidden("ff"),),
 )
 
 # PixArt's modulation is one linear for all blocks plus a table per block: no block can fold into it alone.
@@ -134,6 +184,8 @@ _PIXART = Family(
     ),
     values=(_values("attn1"), _values("attn2")),
     readers=(*_qkv("attn1"), *_qkv("attn2", names="to_k to_v")),  # attn2: queries from the image
+    heads=(_heads("attn1"), _heads("attn2")),
+    hidden=(_hidden("ff"),),
 )
 
 _JOINT_ROLES = (
@@ -175,6 +227,8 @@ _SD3 = Family(
     ),
     values=(_values("attn", joint=True), _values("attn2")),
     readers=(*_qkv("attn", "attn2"), *_qkv("attn", names="add_q_proj add_k_proj add_v_proj")),
+    heads=(_heads("attn", joint=True), _heads("attn2")),
+    hidden=(_hidden("ff"), _hidden("ff_context")),
 )
 
 _FLUX = Family(
@@ -210,6 +264,9 @@ _FLUX = Family(
         ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
         *_qkv("attn", names="add_q_proj add_k_proj add_v_proj"),
     ),
+    # Double blocks have to_out, single ones proj_out, which reads the heads and then the hidden units.
+    heads=(_heads("attn", joint=True), _heads("attn", readers=("proj_out",))),
+    hidden=(_hidden("ff"), _hidden("ff_context"), HiddenTemplate("", "proj_mlp", "proj_out", after="attn")),
 )
 
 FAMILIES: tuple[Family, ...] = (_DIT, _PIXART, _SD3, _FLUX)

@@ -2,16 +2,19 @@
 
 config.json of a compressed transformer holds::
 
-    "quantization_config": {"quant_method": "ditpress", "schema": 2,
+    "quantization_config": {"quant_method": "ditpress", "schema": 3,
+        "pruned": {name: {"heads": 3, "head_dim": 32}, name: {"hidden": 384}, ...},
         "wrappers": {name: {"kind": "low-rank", "rank": 32}, ...},
         "layers": {name: {"format": "int4", "group_size": 64, "activation": "int8"}, ...},
         "shared": [[name, name, ...], ...]}
 
-``wrappers`` are the linears with something around them (:mod:`ditpress.kernels.wrap`), the outermost under
-the name of the linear, one inside another under that name and ``.linear``. ``layers`` are the linears stored
-as ``QuantizedLinear``, those inside wrappers too; ``"fold_scales": true`` stands only where group scales are
-folded. The codebook of a layer is stored with its codes, whatever the format. Each list of ``shared`` names
-submodules that are one object, stored under the first name only. Schema 1 had no wrappers, and is read still.
+``pruned`` are the attentions and MLPs that are narrower than the rest of config.json says
+(:mod:`ditpress.load.widths`); without any it is left out, and the schema is 2. ``wrappers`` are the linears
+with something around them (:mod:`ditpress.kernels.wrap`), the outermost under the name of the linear, one
+inside another under that name and ``.linear``. ``layers`` are the linears stored as ``QuantizedLinear``,
+those inside wrappers too; ``"fold_scales": true`` stands only where group scales are folded. The codebook of
+a layer is stored with its codes, whatever the format. Each list of ``shared`` names submodules that are one
+object, stored under the first name only. Schema 1 had no wrappers, and is read still.
 Diffusers has no public hook for a new method: two dictionaries take it.
 """
 
@@ -32,8 +35,10 @@ from ditpress.kernels.buffers import FixedBuffers
 from ditpress.kernels.linear import QuantizedLinear
 from ditpress.kernels.wrap import Wrapper, wrap_empty
 from ditpress.load.anatomy import tie_shared
+from ditpress.load.widths import cut_sizes, resize
 
-SCHEMA = 2
+SCHEMA = 3
+_SCHEMA_UNPRUNED = 2
 
 
 class Method(StrEnum):
@@ -52,13 +57,15 @@ class DitpressConfig(QuantizationConfigMixin):
         schema: int = SCHEMA,
         quant_method: str = Method.DITPRESS,
         wrappers: dict[str, dict[str, Any]] | None = None,
+        pruned: dict[str, dict[str, int]] | None = None,
     ) -> None:
         if schema not in range(1, SCHEMA + 1):
             raise InputError(
                 f"quantization_config of schema {schema}: expected at most {SCHEMA}; update ditpress"
             )
         self.quant_method = Method(quant_method)
-        self.schema = SCHEMA
+        self.schema = SCHEMA if pruned else _SCHEMA_UNPRUNED
+        self.pruned = pruned or {}  # checked where it is applied, against the model
         self.wrappers = {name: dict(wrapper) for name, wrapper in (wrappers or {}).items()}
         self.layers = {name: dict(layer) for name, layer in (layers or {}).items()}
         self.shared = [list(names) for names in shared or []]
@@ -86,12 +93,13 @@ class DitpressConfig(QuantizationConfigMixin):
                 layers[name] = layer | ({"fold_scales": True} if module.fold_scales else {})
             elif isinstance(module, Wrapper):
                 wrappers[name] = module.describe()
-        return cls(layers, list(shared.values()), wrappers=wrappers)
+        return cls(layers, list(shared.values()), wrappers=wrappers, pruned=cut_sizes(transformer))
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "quant_method": self.quant_method.value,
             "schema": self.schema,
+            **({"pruned": self.pruned} if self.pruned else {}),
             "wrappers": self.wrappers,
             "layers": self.layers,
             "shared": self.shared,
@@ -168,6 +176,7 @@ class DitpressQuantizer(DiffusersQuantizer):
         return kept, {}
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+        resize(model, self.quantization_config.pruned)
         wrappers = self.quantization_config.wrappers
         for name in sorted(wrappers, key=lambda name: name.count(".")):  # the outer ones first
             with init_empty_weights():
@@ -195,7 +204,8 @@ class DitpressQuantizer(DiffusersQuantizer):
                 _put(model, name, _float_linear(module))
         # Diffusers leaves the label in the config, and would then save float weights as quantized ones.
         config = DitpressConfig.of(model)
-        model.register_to_config(quantization_config=config.to_dict() if config.wrappers else None)
+        needed = config.wrappers or config.pruned
+        model.register_to_config(quantization_config=config.to_dict() if needed else None)
         return model
 
     @property

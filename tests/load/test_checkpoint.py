@@ -184,7 +184,7 @@ def test_damaged_configs_are_named(compressed: Denoiser, tmp_path: Path) -> None
 
     layers = good["quantization_config"]["layers"]
     name = "transformer_blocks.0.attn1.to_q"
-    assert "expected at most 2; update ditpress" in refused(schema=3)
+    assert "expected at most 3; update ditpress" in refused(schema=4)
     assert "nothing.here is not in DiTTransformer2DModel" in refused(
         layers=layers | {"nothing.here": layers[name]}
     )

@@ -51,7 +51,7 @@ def walk(
     timesteps = len({call.timestep for call in calls})
     if timesteps < LEAST_TIMESTEPS:
         raise InputError(
-            f"quantize: recorded calls at {timesteps} timesteps, expected {LEAST_TIMESTEPS} or more to learn "
+            f"recorded calls at {timesteps} timesteps, expected {LEAST_TIMESTEPS} or more to learn "
             "the inputs of the layers from; raise calibration.steps"
         )
     left = dict(wanted)

@@ -1,0 +1,1 @@
+"""Structured pruning: what the model can do without is cut out of it."""
