@@ -1,0 +1,1 @@
+"""Leaving out what a model does not need: whole blocks."""
