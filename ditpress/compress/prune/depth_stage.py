@@ -200,7 +200,7 @@ class PruneDepth(Stage):
                 if len(inside) > size - round(leaving):
                     raise InputError(
                         f"prune-depth.ratio {self.ratio}: leaves {size - round(leaving)} of the blocks "
-                        f"{start} to {start + size - 1} of {name}, and {len(inside)} of them must stay; lower it"
+                        f"{start} to {start + size - 1} of {name}, {len(inside)} of which must stay; lower it"
                     )
                 masks = all_masks(size - round(leaving), size, inside)
                 groups.append(Group(tuple(blocks[start : start + size]), masks))
