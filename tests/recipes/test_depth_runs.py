@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DiTTransformer2DModel
 from tiny_dit import dit_inputs, tiny_pipeline
 from tiny_model import QUICK, hashes
 
@@ -55,6 +56,10 @@ def test_a_float_run_ends_in_half_the_model(undisturbed: Path) -> None:
     assert report.parity.onnx_vs_torch_relative < 1e-4
     config = json.loads((undisturbed / "model" / "transformer" / "config.json").read_text())
     assert config["num_layers"] == 2
+    assert "quantization_config" not in config
+    plain = DiTTransformer2DModel.from_pretrained(undisturbed / "model" / "transformer")
+    inputs = dit_inputs(plain)
+    assert torch.equal(plain(**inputs)[0], ditpress.load(undisturbed).transformer(**inputs)[0])
     (manifest,) = undisturbed.glob("stages/01-prune-depth-*/manifest.json")
     facts = json.loads(manifest.read_text())["facts"]
     assert len(facts["kept_blocks"]["transformer_blocks"]) == 2
