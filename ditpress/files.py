@@ -39,6 +39,28 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """A temporary path; the file that the block writes there takes the place of ``target`` when it ends well.
+
+    For files too large to be held as bytes. The temporary name is always the same: what a killed process
+    left is written over. One writer at a time.
+
+    Raises:
+        InputError: see :func:`write_atomic`.
+    """
+    temporary = target.with_name(f".{target.name}.part")
+    with disk_errors(target.name, target.parent):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, target)
+            _sync(target.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
 def atomic_folder(target: Path | str, scratch: Path | None = None) -> Iterator[Path]:
     """A temporary folder which takes the place of ``target`` when the block ends well.
 

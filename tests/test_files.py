@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ditpress.errors import InputError
-from ditpress.files import atomic_folder, hash_tree, write_atomic
+from ditpress.files import atomic_file, atomic_folder, hash_tree, write_atomic
 
 
 def listing(folder: Path) -> set[str]:
@@ -59,3 +59,20 @@ def test_write_atomic_replaces_the_file_and_leaves_nothing_else(tmp_path: Path) 
     assert listing(tmp_path) == {"deep", "deep/x"}
     assert (tmp_path / "deep" / "x").read_bytes() == b"22"
     assert hash_tree(tmp_path) == {"deep/x": hashlib.sha256(b"22").hexdigest()}
+
+
+def test_an_atomic_file_is_the_old_or_the_new_one(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "x"
+    with atomic_file(target) as temporary:
+        temporary.write_bytes(b"1")
+        assert not target.exists()
+
+    def fail() -> None:
+        with atomic_file(target) as temporary:
+            temporary.write_bytes(b"22")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert target.read_bytes() == b"1"
+    assert [path.name for path in target.parent.iterdir()] == ["x"]

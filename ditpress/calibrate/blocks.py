@@ -18,7 +18,7 @@ from ditpress.progress import track
 HIDDEN = "hidden_states"
 # What a block of diffusers returns, in order: DiT and PixArt one tensor; the two streams of SD3 and Flux
 # (also the single blocks of Flux, which split their result again) text first.
-_CARRIED = {1: (HIDDEN,), 2: ("encoder_hidden_states", HIDDEN)}
+CARRIED = {1: (HIDDEN,), 2: ("encoder_hidden_states", HIDDEN)}
 # Arguments with which a transformer changes the hidden states between its blocks, or leaves blocks out.
 _BETWEEN = (
     "block_controlnet_hidden_states",
@@ -81,7 +81,9 @@ class BlockInputs:
                     try:
                         transformer(**moved(call.kwargs, device))
                     except _Reached as reached:
-                        arguments.append(moved(_named(first, reached.args_of_block, reached.kwargs), _CPU))
+                        arguments.append(
+                            moved(named_arguments(first, reached.args_of_block, reached.kwargs), _CPU)
+                        )
                     else:
                         raise StageError(f"{block_list}.0: was not called in a recorded call; leave it out")
         finally:
@@ -110,7 +112,7 @@ class BlockInputs:
                 result = self.call(block, index)
                 if not advance:
                     continue
-                names = _CARRIED.get(len(result))
+                names = CARRIED.get(len(result))
                 if names is None or any(name not in self.arguments[index] for name in names):
                     raise StageError(
                         f"{type(block).__name__}: returns {len(result)} values; expected hidden_states, or "
@@ -146,7 +148,8 @@ def _stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
     raise _Reached(args, kwargs)
 
 
-def _named(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def named_arguments(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What a block was called with, by the names of its ``forward``."""
     return dict(inspect.signature(block.forward).bind(*args, **kwargs).arguments)
 
 

@@ -2,6 +2,8 @@
 
 from ditpress.callable_package import make_callable
 from ditpress.compress.allocate.stage import Mixed
+from ditpress.compress.distill.stage import Distill
+from ditpress.compress.prune.depth_stage import PruneDepth
 from ditpress.compress.prune.width_stage import PruneWidth
 from ditpress.compress.quantize.stage import Quantize
 from ditpress.compress.quantize.ternary_stage import Ternary
@@ -15,7 +17,9 @@ make_callable(__name__)
 
 __all__ = [
     "STAGES",
+    "Distill",
     "Mixed",
+    "PruneDepth",
     "PruneWidth",
     "Quantize",
     "Rotate",

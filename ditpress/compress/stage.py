@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
@@ -17,18 +19,40 @@ if TYPE_CHECKING:
     from ditpress.load.denoiser import Denoiser
 
 
+@dataclass(frozen=True)
+class RunContext:
+    """What a stage can reach beyond the model that it changes.
+
+    Attributes:
+        calls: recorded from the original.
+        original: loads the model as it was before all stages, in the same pipeline; its memory is taken for
+            as long as the caller holds it. None where a stage is applied outside of a run.
+        facts: what the stages before found out, in order.
+        work: a folder of the stage's own for what a killed run goes on from. The stage makes it when it needs
+            it; it goes when the stage is done. None: nothing is kept.
+    """
+
+    calls: Sequence[Call] = ()
+    original: Callable[[], Denoiser] | None = None
+    facts: Sequence[Mapping[str, Any]] = ()
+    work: Path | None = None
+
+
 class Stage(Settings, ABC):
     """One step of a recipe.
 
     Its fields are the method's hyper-parameters. ``kind`` is its name in YAML. The two frozen sets say, as
     data, where in a recipe it may stand, and ``needs_calls`` whether it works on the recorded calls
-    themselves, beyond their statistics.
+    themselves, beyond their statistics. The engine applies a stage by ``apply_in_run``, which most leave as
+    it is: it hands on to ``apply_calls``, and that to ``apply``.
     """
 
     kind: str
     not_after: ClassVar[frozenset[str]] = frozenset()  # kinds that must not come earlier in the recipe
     not_before: ClassVar[frozenset[str]] = frozenset()  # kinds that must not come later
     needs_calls: ClassVar[bool] = False
+    float_copies: ClassVar[int] = 3  # models in float32 that are held at the worst moment, for estimates
+    saved_copies: ClassVar[int] = 0  # models in float32 that its unfinished work takes on disk
 
     def completed(self, later: Sequence[Stage]) -> Stage:
         """This stage with the settings written in that it takes from ``later``, the stages that follow it.
@@ -70,6 +94,16 @@ class Stage(Settings, ABC):
         """
         self.apply(denoiser, statistics)
         return None
+
+    def apply_in_run(
+        self, denoiser: Denoiser, statistics: Mapping[Want, Tensor], context: RunContext
+    ) -> Mapping[str, Any] | None:
+        """``apply_calls`` for stages that need the original or a folder to resume from, and implement this.
+
+        Raises:
+            InputError: as ``apply``; also where ``context`` lacks what the stage needs.
+        """
+        return self.apply_calls(denoiser, statistics, context.calls if self.needs_calls else ())
 
     def plan(self, denoiser: Denoiser, skeleton: nn.Module) -> None:
         """Make in ``skeleton`` the change of structure that ``apply`` makes; estimates are read from it.

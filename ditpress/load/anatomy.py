@@ -16,7 +16,15 @@ from torch import nn
 from ditpress.errors import InputError
 from ditpress.kernels.linear import QuantizedLinear
 from ditpress.kernels.wrap import NormedLinear, TransformedLinear, branch_modules, layers_of
-from ditpress.load.families import FAMILIES, LINEAR_OWNERS, Family, Role, SmoothTemplate, ValueTemplate
+from ditpress.load.families import (
+    FAMILIES,
+    LINEAR_OWNERS,
+    BlockList,
+    Family,
+    Role,
+    SmoothTemplate,
+    ValueTemplate,
+)
 
 __all__ = ["Anatomy", "Role", "SmoothGroup", "ValueGroup", "anatomy_of", "plain_name", "tie_shared"]
 
@@ -83,8 +91,25 @@ class Anatomy:
 
     def block_lists(self, transformer: nn.Module) -> tuple[str, ...]:
         """Names of the lists of blocks that ``transformer`` has, in the order it runs them."""
-        names = dict.fromkeys(name for name, _ in self._table.smooth)
-        return tuple(name for name in names if len(getattr(transformer, name, ())))
+        return tuple(blocks.name for blocks in self.blocks(transformer))
+
+    def blocks(self, transformer: nn.Module) -> tuple[BlockList, ...]:
+        """The same lists with what depends on them."""
+        return tuple(blocks for blocks in self._table.blocks if len(getattr(transformer, blocks.name, ())))
+
+    def fixed_blocks(self, transformer: nn.Module, block_list: str) -> frozenset[int]:
+        """Indices of the blocks of a list that the model cannot do without.
+
+        The last one where it is built unlike the others. The first one where the transformer itself reads
+        one of its submodules, unless all blocks share that as one object.
+        """
+        table = next(blocks for blocks in self._table.blocks if blocks.name == block_list)
+        blocks = list(getattr(transformer, block_list))
+        fixed = {len(blocks) - 1} if table.last_stays else set()
+        if table.first_lends is not None:
+            lent = {id(block.get_submodule(table.first_lends)) for block in blocks}
+            fixed |= {0} if len(lent) > 1 else set()
+        return frozenset(fixed)
 
     def smooth_groups(self, transformer: nn.Module) -> list[SmoothGroup]:
         """All groups that can be folded exactly, block by block. Pruned-away modules have none.

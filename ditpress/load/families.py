@@ -73,12 +73,32 @@ class HiddenTemplate:
 
 
 @dataclass(frozen=True)
+class BlockList:
+    """A list of blocks that run one after the other, and what in the model depends on which are there.
+
+    Attributes:
+        name: attribute of the transformer.
+        count: field of its config that says how many they are.
+        indices: fields of its config that name some of them by index.
+        last_stays: the last block is built unlike the others: no other can stand in its place.
+        first_lends: submodule of the first block that the transformer itself calls too.
+    """
+
+    name: str
+    count: str = "num_layers"
+    indices: tuple[str, ...] = ()
+    last_stays: bool = False
+    first_lends: str | None = None
+
+
+@dataclass(frozen=True)
 class Family:
     """One family: the diffusers classes that belong to it and the tables about them."""
 
     name: str
     classes: tuple[str, ...]
     roles: tuple[tuple[str, Role], ...]
+    blocks: tuple[BlockList, ...]  # in the order they run
     smooth: tuple[tuple[str, tuple[SmoothTemplate, ...]], ...] = ()  # (block list, templates)
     shared: tuple[str, ...] = ()  # submodules that hold the same tensors in every block
     values: tuple[ValueTemplate, ...] = ()  # in the blocks of every list of ``smooth``
@@ -140,6 +160,7 @@ _DIT = Family(
         (r".*\.norm1\.emb\..*", Role.EMBEDDER),
         (r"proj_out_[12]", Role.FINAL),
     ),
+    blocks=(BlockList("transformer_blocks", first_lends="norm1.emb"),),  # conditions the last layer
     # AdaLayerNormZero: shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp. ff.net.2 is left out:
     # a GELU stands before it, which no factor passes.
     smooth=(
@@ -173,6 +194,7 @@ _PIXART = Family(
         (r"caption_projection\..*", Role.EMBEDDER),
         (r"proj_out", Role.FINAL),
     ),
+    blocks=(BlockList("transformer_blocks"),),
     smooth=(
         (
             "transformer_blocks",
@@ -204,6 +226,8 @@ _SD3 = Family(
     name="sd3",
     classes=("SD3Transformer2DModel",),
     roles=(*_JOINT_ROLES, (r"norm_out\.linear|proj_out", Role.FINAL)),
+    # The text stream of the last block has no output (context_pre_only).
+    blocks=(BlockList("transformer_blocks", indices=("dual_attention_layers",), last_stays=True),),
     smooth=(
         (
             "transformer_blocks",
@@ -239,6 +263,10 @@ _FLUX = Family(
         (r"single_transformer_blocks\.\d+\.proj_mlp", Role.MLP_IN),
         (r"single_transformer_blocks\.\d+\.proj_out", Role.MLP_OUT),  # reads attention and MLP side by side
         (r"norm_out\.linear|proj_out", Role.FINAL),
+    ),
+    blocks=(
+        BlockList("transformer_blocks"),
+        BlockList("single_transformer_blocks", count="num_single_layers"),
     ),
     smooth=(
         (

@@ -113,6 +113,7 @@ class DitpressQuantizer(DiffusersQuantizer):
     """Builds the skeleton with our layers before diffusers fills it; leaves out copies of shared tensors."""
 
     use_keep_in_fp32_modules = False
+    plain = False  # save what diffusers reads without ditpress
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
         if not self.pre_quantized:
@@ -166,6 +167,8 @@ class DitpressQuantizer(DiffusersQuantizer):
     def get_state_dict_and_metadata(
         self, state_dict: dict[str, Any], safe_serialization: bool = False
     ) -> tuple[dict[str, Any], dict[str, Any]]:
+        if self.plain:
+            return _plain_state(state_dict), {}
         copies, config = self._copies(), self.quantization_config
         fixed = {*config.layers, *config.wrappers, *(f"{name}.transform" for name in config.wrappers)}
         kept = {
@@ -220,11 +223,17 @@ class DitpressQuantizer(DiffusersQuantizer):
         return [name for names in self.quantization_config.shared for name in names[1:]]
 
 
-def label(transformer: Any) -> None:
-    """Note in ``transformer`` what is quantized and shared: its ``save_pretrained`` then writes it right."""
+def label(transformer: Any, *, plain: bool = False) -> None:
+    """Note in ``transformer`` what is quantized and shared: its ``save_pretrained`` then writes it right.
+
+    With ``plain`` a float model without wrappers is written as diffusers alone writes and reads it: shared
+    tensors under each of their names, all in one dtype, nothing in the config.
+    """
     config = DitpressConfig.of(transformer)
-    transformer.register_to_config(quantization_config=config.to_dict())
-    transformer.hf_quantizer = DitpressQuantizer(config)
+    quantizer = DitpressQuantizer(config)
+    quantizer.plain = plain and not config.layers and not config.wrappers
+    transformer.register_to_config(quantization_config={} if quantizer.plain else config.to_dict())
+    transformer.hf_quantizer = quantizer
 
 
 def register_quantizer() -> None:
@@ -243,6 +252,17 @@ def _lossless_half(value: Tensor) -> Tensor:
         return value
     half = value.half()
     return half if torch.equal(half.float(), value) else value
+
+
+def _plain_state(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Every tensor in memory of its own; in float16 if that holds all of them exactly."""
+    halves = {key: _lossless_half(value) for key, value in state_dict.items()}
+    exact = all(value.dtype == torch.float16 for value in halves.values() if value.is_floating_point())
+    kept, seen = {}, set()
+    for key, value in (halves if exact else state_dict).items():
+        kept[key] = value.clone() if value.data_ptr() in seen else value
+        seen.add(value.data_ptr())
+    return kept
 
 
 def _submodule(model: nn.Module, name: str) -> nn.Module:

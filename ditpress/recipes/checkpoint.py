@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -46,6 +47,15 @@ class Checkpoints:
     def folder(self, index: int, name: str, key: str) -> Path:
         """Where the step's files lie."""
         return self.run.path / "stages" / f"{index:02d}-{name}-{key[:12]}"
+
+    def work(self, index: int, name: str, key: str) -> Path:
+        """Where a step keeps what a killed run goes on from; not made here."""
+        folder = self.folder(index, name, key)
+        return folder.with_name(f".work-{folder.name}")
+
+    def clear_work(self, index: int, name: str, key: str) -> None:
+        """Remove what an unfinished step kept: it is done."""
+        shutil.rmtree(self.work(index, name, key), ignore_errors=True)
 
     def find(self, index: int, name: str, key: str) -> Manifest | None:
         """The manifest of a finished step, or None where it or one of its files is not as written."""

@@ -17,8 +17,8 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from ditpress.calibrate.calls import Call, load_calls
-from ditpress.compress.stage import complete
-from ditpress.errors import DitpressError, StageError
+from ditpress.compress.stage import RunContext, complete
+from ditpress.errors import DitpressError, InputError, StageError
 from ditpress.load.denoiser import Denoiser, load_denoiser
 from ditpress.recipes import bench, steps
 from ditpress.recipes.checkpoint import Checkpoints, Manifest, content_key
@@ -46,11 +46,7 @@ def load_for(
     Raises:
         InputError: no such model, or one that a stage of the recipe cannot take.
     """
-    if isinstance(model, DiffusionPipeline):
-        original = model
-        model = copy.copy(original)
-        model.transformer = copy.deepcopy(original.transformer)
-    denoiser = load_denoiser(model, scheduler=scheduler, device=device, seed=recipe.seed)
+    denoiser = _load(model, recipe, scheduler, device)
     recipe = recipe.model_copy(update={"stages": complete(recipe.stages)})
     planned(denoiser, recipe.stages)
     guidance = denoiser.default_guidance
@@ -62,6 +58,16 @@ def load_for(
     if validation.steps is None:
         validation = validation.model_copy(update={"steps": denoiser.default_steps})
     return denoiser, recipe.model_copy(update={"calibration": calibration, "validation": validation})
+
+
+def _load(
+    model: str | DiffusionPipeline, recipe: Recipe, scheduler: str | Path | None, device: str
+) -> Denoiser:
+    if isinstance(model, DiffusionPipeline):
+        original = model
+        model = copy.copy(original)
+        model.transformer = copy.deepcopy(original.transformer)
+    return load_denoiser(model, scheduler=scheduler, device=device, seed=recipe.seed)
 
 
 def run_recipe(
@@ -99,16 +105,19 @@ def run_recipe(
     path = Path(out)
     with open_run(path, identity, fresh=fresh, needed=disk_bytes(denoiser, recipe)) as run:
         run.write("recipe.yaml", recipe.to_yaml().encode())
-        return _Run(denoiser, recipe, run).go()
+        return _Run(denoiser, recipe, run, partial(_load, model, recipe, scheduler, device)).go()
 
 
 class _Run:
-    """One run under way."""
+    """One run under way; ``load`` gives the model as it was, again."""
 
-    def __init__(self, denoiser: Denoiser, recipe: Recipe, run: RunFolder) -> None:
+    def __init__(
+        self, denoiser: Denoiser, recipe: Recipe, run: RunFolder, load: Callable[[], Denoiser]
+    ) -> None:
         self.denoiser = denoiser
         self.recipe = recipe
         self.run = run
+        self.load = load
         self.done = Checkpoints(run)
         self.last = len(recipe.stages)
 
@@ -185,21 +194,38 @@ class _Run:
         finished = next(
             (i for i in range(len(stages), 0, -1) if self.done.find(i, stages[i - 1].kind, keys[i])), 0
         )
-        for index in range(1, finished):
+        for index in range(1, finished + 1):
             self.done.note(index, stages[index - 1].kind, keys[index])
+            self.done.clear_work(index, stages[index - 1].kind, keys[index])
         if finished:
             self.reload(finished, keys[finished])
         for index in range(finished + 1, len(stages) + 1):
             stage = stages[index - 1]
             log.info("stage %d/%d %s", index, len(stages), stage.kind)
             with _named(f"stage {index}/{len(stages)} {stage.kind}"):
-                fill = partial(steps.apply_stage, stage, self.denoiser, calls)
+                context = RunContext(
+                    calls,
+                    self.original,
+                    [self.done.records[i, stages[i - 1].kind].facts for i in range(1, index)],
+                    self.done.work(index, stage.kind, keys[index]),
+                )
+                fill = partial(steps.apply_stage, stage, self.denoiser, calls, context=context)
                 self.done.do(index, stage.kind, keys[index], fill)
+            self.done.clear_work(index, stage.kind, keys[index])
             self.reload(index, keys[index])
         errors: dict[str, Any] = {}
         for record in self.done.records.values():
             errors |= record.facts.get("layer_errors", {})
         return keys[-1], errors
+
+    def original(self) -> Denoiser:
+        """The model as it was before all stages, in the pipeline of this run."""
+        loaded = self.load()
+        if loaded.fingerprint != self.denoiser.fingerprint:
+            raise InputError(
+                f"{self.denoiser.source.spec} was changed while the run was under way; run again with --fresh"
+            )
+        return self.denoiser.with_transformer(loaded.transformer)
 
     def reload(self, index: int, key: str) -> None:
         kind = self.recipe.stages[index - 1].kind

@@ -24,7 +24,7 @@ FLOAT32_BYTES = 4
 SECONDS_PER_WEIGHT = 1e-7  # search of scales and rounding, one core
 EXPORT_CALLS = 32  # ONNX export with its comparison costs about as much as so many calls with one image
 PROCESS_BYTES = 700_000_000  # Python, torch, diffusers, ONNX Runtime before any model
-# Held at once at the worst moment: a float model, and its float twin for the error of single layers, or the
+# Held at once outside of stages: a float model, and its float twin for the error of single layers, or the
 # original in ONNX Runtime, which packs the weights of its own.
 FLOAT_COPIES = 3
 
@@ -75,7 +75,7 @@ def estimate(denoiser: Denoiser, recipe: Recipe) -> Estimate:
         compressed_bytes=size.compressed_bytes,
         effective_bits=size.effective_bits,
         seconds=_seconds(denoiser, recipe, after),
-        memory_bytes=PROCESS_BYTES + FLOAT_COPIES * _float_bytes(denoiser),
+        memory_bytes=PROCESS_BYTES + _copies(recipe) * _float_bytes(denoiser),
         disk_bytes=disk_bytes(denoiser, recipe),
         roles=role_table(denoiser, after),
     )
@@ -106,7 +106,12 @@ def disk_bytes(denoiser: Denoiser, recipe: Recipe) -> int:
         stage.plan(denoiser, after)
         small = size_of(before, after, float_bits=32).compressed_bytes
         copies += small
-    return copies + 2 * small + (full if recipe.validation.speed else 0) + 50_000_000
+    unfinished = max(stage.saved_copies for stage in recipe.stages) * _float_bytes(denoiser)
+    return copies + unfinished + 2 * small + (full if recipe.validation.speed else 0) + 50_000_000
+
+
+def _copies(recipe: Recipe) -> int:
+    return max(FLOAT_COPIES, *(stage.float_copies for stage in recipe.stages))
 
 
 def _float_bytes(denoiser: Denoiser) -> int:

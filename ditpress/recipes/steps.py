@@ -14,6 +14,7 @@ from torch import Tensor
 from ditpress.calibrate.calibration import Calibration
 from ditpress.calibrate.calls import Call, record_calls, save_calls
 from ditpress.compress import Stage
+from ditpress.compress.stage import RunContext
 from ditpress.errors import InputError
 from ditpress.export.onnx import export_transformer
 from ditpress.export.session import OnnxTransformer
@@ -78,12 +79,21 @@ def run_call(transformer: Any, call: Call) -> Tensor:
         return first_tensor(transformer(**call.kwargs)).float().cpu().contiguous()
 
 
-def apply_stage(stage: Stage, denoiser: Denoiser, calls: Sequence[Call], folder: Path) -> dict[str, Any]:
-    """Apply one stage and save the transformer; facts: the error of every layer that became low-bit."""
+def apply_stage(
+    stage: Stage,
+    denoiser: Denoiser,
+    calls: Sequence[Call],
+    folder: Path,
+    context: RunContext | None = None,
+) -> dict[str, Any]:
+    """Apply one stage and save the transformer; facts: the error of every layer that became low-bit.
+
+    ``context``: of a run; None: there is nothing but the calls.
+    """
     statistics = Calibration(list(calls)).collect(denoiser.transformer, stage.wants(denoiser))
     layers = low_bit_layers(planned(denoiser, [stage])) - low_bit_layers(denoiser.transformer)
     reference = copy.deepcopy(denoiser.transformer) if layers else None
-    found = stage.apply_calls(denoiser, statistics, calls if stage.needs_calls else ())
+    found = stage.apply_in_run(denoiser, statistics, context or RunContext(calls))
     errors = {}
     if reference is not None:
         errors = layer_errors(reference, denoiser.transformer, spread(calls, ERROR_CALLS), layers)

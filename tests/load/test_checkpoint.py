@@ -124,10 +124,35 @@ def test_no_path_of_this_machine_is_written(tmp_path: Path) -> None:
     assert not any(str(tmp_path) in text for text in texts)
 
 
+@pytest.mark.parametrize("half", [False, True])
+def test_a_float_model_is_written_as_diffusers_writes_it(half: bool, tmp_path: Path) -> None:
+    denoiser = load_denoiser(tiny_pipeline())
+    transformer = denoiser.transformer
+    with torch.no_grad():
+        for parameter in transformer.parameters():
+            # Some tensors are exact in float16 in any case: the file must not mix the two.
+            exact = half or parameter.dim() == 1
+            parameter.copy_(parameter.half() if exact else parameter)
+    save_transformer(transformer, tmp_path / "labelled")
+    save_pipeline(denoiser, tmp_path / "model")
+    assert "quantization_config" not in json.loads((tmp_path / "model/transformer/config.json").read_text())
+    with safe_open(tmp_path / "model/transformer" / WEIGHTS, framework="pt") as stored:
+        dtypes = {stored.get_tensor(key).dtype for key in stored.keys()}  # noqa: SIM118
+    assert dtypes == {torch.float16 if half else torch.float32}
+    loaded = DiTTransformer2DModel.from_pretrained(tmp_path / "model/transformer")
+    assert getattr(loaded, "hf_quantizer", None) is None
+    inputs = dit_inputs(transformer)
+    expected = transformer(**inputs)[0]
+    assert torch.equal(loaded(**inputs)[0], expected)
+    ours = load_compressed(tmp_path / "model").transformer
+    assert torch.equal(ours(**inputs)[0], expected)
+    assert ours.transformer_blocks[0].norm1.emb is ours.transformer_blocks[1].norm1.emb
+
+
 def test_shared_embedders_are_stored_once_and_tied_again(tmp_path: Path) -> None:
     denoiser = load_denoiser(tiny_pipeline(num_layers=4))
-    save_pipeline(denoiser, tmp_path / "model")
-    file = tmp_path / "model/transformer" / WEIGHTS
+    save_transformer(denoiser.transformer, tmp_path / "model")
+    file = tmp_path / "model" / WEIGHTS
     with safe_open(file, framework="pt") as stored:
         embedders = {key.split(".")[1] for key in stored.keys() if ".norm1.emb." in key}  # noqa: SIM118
     assert embedders == {"0"}

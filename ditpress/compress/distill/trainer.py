@@ -20,6 +20,7 @@ from ditpress.calibrate.calibration import moved
 from ditpress.calibrate.calls import Call
 from ditpress.compress.distill.batches import stratified
 from ditpress.compress.distill.losses import Features, output_energy, relative_error
+from ditpress.compress.distill.resume import SavedTraining
 from ditpress.compress.schema import Settings
 from ditpress.errors import InputError, StageError
 from ditpress.progress import track
@@ -57,13 +58,16 @@ def distill(
     *,
     targets: Sequence[Tensor] | None = None,
     blocks: Sequence[tuple[str, str]] = (),
+    feature_error: Callable[[Tensor, Tensor], Tensor] = relative_error,
     after_step: Callable[[], None] | None = None,
+    autocast: bool = False,
+    saved: SavedTraining | None = None,
     description: str = "distillation",
 ) -> list[float]:
     """Train ``student`` in place; returns the loss of every step.
 
     loss = mean over the calls of  MSE(output) / energy of the teacher's outputs at that timestep
-           + features * mean over blocks of  MSE(block output) / its energy in the teacher
+           + features * mean over blocks of  feature_error(block output, the teacher's)
 
     The teacher's outputs are computed once for all calls, its block outputs in every step that needs them.
     Calls run one after the other and their gradients add up: the memory is that of one call.
@@ -76,11 +80,15 @@ def distill(
         targets: the teacher's output of every call, where it is known; else it is computed.
         blocks: names of modules whose outputs are compared, (in the student, in the teacher); needed with
             ``training.features``.
+        feature_error: of the student's and the teacher's output of a block, a scalar.
         after_step: called after every optimizer step.
+        autocast: compute in bfloat16 where parameters are on a GPU.
+        saved: where a killed training goes on from; not for students that change by anything else than
+            their parameters.
 
     Raises:
-        InputError: no calls, no parameters, or features without blocks.
-        StageError: the loss is not finite.
+        InputError: no calls, no parameters, features without blocks, or blocks of different outputs.
+        StageError: the loss or its gradient is not finite; the parameters are those before that step.
     """
     parameters = [parameter for group in groups for parameter in group["params"]]
     if not calls or not parameters:
@@ -105,29 +113,37 @@ def distill(
     )
     average = None if training.ema is None else [p.detach().clone() for p in parameters]
     batches = stratified(timesteps, training.calls, torch.Generator().manual_seed(training.seed))
-    watched = _Blocks(student, teacher, blocks if training.features else ())
-    history: list[float] = []
+    watched = _Blocks(student, teacher, blocks if training.features else (), feature_error)
+    history = [] if saved is None else saved.load(parameters, optimizer, average)
+    done = len(history)
+    half = torch.autocast(device.type, torch.bfloat16, enabled=autocast and device.type == "cuda")
     try:
         for parameter in parameters:
             parameter.requires_grad_(True)
-        for step, batch in enumerate(track(islice(batches, training.steps), description, training.steps)):
+        left = islice(batches, done, training.steps)
+        for step, batch in enumerate(track(left, description, training.steps - done), start=done):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * rate_at(step, training.steps, training.warmup)
             optimizer.zero_grad(set_to_none=True)
             loss = 0.0
             for index in batch:
                 kwargs = moved(calls[index].kwargs, device)
-                output = first(student(**kwargs)).float()
-                error = (output - targets[index].to(device)).square().mean() / energy[timesteps[index]]
-                if training.features:
-                    error = error + training.features * watched.error(kwargs)
+                with half:
+                    output = first(student(**kwargs)).float()
+                    error = (output - targets[index].to(device)).square().mean() / energy[timesteps[index]]
+                    if training.features:
+                        error = error + training.features * watched.error(kwargs)
                 (error / len(batch)).backward()
                 loss += float(error.detach()) / len(batch)
             if not math.isfinite(loss):
                 raise StageError(f"{description}: the loss is {loss} at step {step}; lower the learning rate")
+            limit = math.inf if training.clip is None else training.clip
+            norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+            if not math.isfinite(norm):
+                raise StageError(
+                    f"{description}: the gradient is {norm} at step {step}; lower the learning rate"
+                )
             history.append(loss)
-            if training.clip is not None:
-                torch.nn.utils.clip_grad_norm_(parameters, training.clip)
             optimizer.step()
             if after_step is not None:
                 after_step()
@@ -135,6 +151,8 @@ def distill(
                 decay = min(training.ema, (1 + step) / (10 + step))
                 with torch.no_grad():
                     torch._foreach_lerp_(average, list(parameters), 1 - decay)
+            if saved is not None and (step + 1) % saved.every == 0:
+                saved.save(parameters, optimizer, average, history)
     finally:
         watched.remove()
         for parameter in parameters:
@@ -166,21 +184,33 @@ def teacher_outputs(teacher: nn.Module, calls: Iterable[Call], device: torch.dev
 class _Blocks:
     """Pairs of blocks, and how far the student's are from the teacher's."""
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, pairs: Sequence[tuple[str, str]]) -> None:
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        pairs: Sequence[tuple[str, str]],
+        measure: Callable[[Tensor, Tensor], Tensor],
+    ) -> None:
         self._teacher = teacher
+        self._pairs = pairs
+        self._measure = measure
         self._student_features = Features(student, [own for own, _ in pairs])
         self._teacher_features = Features(teacher, [other for _, other in pairs])
 
     def error(self, kwargs: dict[str, Any]) -> Tensor:
-        """Mean relative error of the blocks; the student has just run on ``kwargs``."""
+        """Mean error of the blocks; the student has just run on ``kwargs``."""
         with torch.no_grad():
             self._teacher(**kwargs)
         own, other = self._student_features.take(), self._teacher_features.take()
-        errors = [
-            relative_error(a, b)
-            for a_parts, b_parts in zip(own, other, strict=True)
-            for a, b in zip(a_parts, b_parts, strict=True)
-        ]
+        errors = []
+        for names, a_parts, b_parts in zip(self._pairs, own, other, strict=True):
+            shapes = [[tuple(part.shape) for part in parts] for parts in (a_parts, b_parts)]
+            if shapes[0] != shapes[1]:
+                raise InputError(
+                    f"{names[0]}: gives {shapes[0]}, {names[1]} of the original {shapes[1]}; they cannot be "
+                    "compared, set training.features to 0"
+                )
+            errors += [self._measure(a, b) for a, b in zip(a_parts, b_parts, strict=True)]
         return torch.stack(errors).mean()
 
     def remove(self) -> None:

@@ -1,0 +1,88 @@
+"""The state of a training under way, on disk: killed at any step, it goes on to the same bits."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ditpress.files import atomic_file
+
+log = logging.getLogger(__name__)
+
+FILE = "training.safetensors"
+
+
+class SavedTraining:
+    """Parameters, their averages, the optimizer's moments and the history of the loss, in one file.
+
+    The order of the calls is no part of it: it follows from the seed and the number of steps done. A folder
+    belongs to one training; who changes its settings or its data takes another folder.
+
+    Args:
+        folder: where the file lies; made at the first save.
+        every: steps between two saves.
+    """
+
+    def __init__(self, folder: Path, every: int) -> None:
+        self.path = folder / FILE
+        self.every = every
+
+    def save(
+        self,
+        parameters: Sequence[nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        average: Sequence[Tensor] | None,
+        history: Sequence[float],
+    ) -> None:
+        """Write the state after ``len(history)`` steps; the file before is whole until the new one is.
+
+        Raises:
+            InputError: the disk is full or the folder cannot be written to.
+        """
+        tensors = {"history": torch.tensor(history, dtype=torch.float64)}
+        for index, parameter in enumerate(parameters):
+            tensors[f"{index}.parameter"] = parameter.detach()
+            for key, value in optimizer.state[parameter].items():
+                tensors[f"{index}.{key}"] = value
+        for index, tensor in enumerate(average or ()):
+            tensors[f"{index}.average"] = tensor
+        with atomic_file(self.path) as temporary:
+            save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, temporary)
+
+    @torch.no_grad()
+    def load(
+        self,
+        parameters: Sequence[nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        average: Sequence[Tensor] | None,
+    ) -> list[float]:
+        """Put the saved state in place; the history of the steps done, [] where nothing is saved.
+
+        A file that cannot be read is reported in the log, and training starts anew.
+        """
+        if not self.path.is_file():
+            return []
+        try:
+            tensors = load_file(self.path)
+            history: list[float] = tensors.pop("history").tolist()
+        except (SafetensorError, OSError, KeyError) as error:
+            log.warning("%s cannot be read (%s); training starts anew", self.path, error)
+            return []
+        for index, parameter in enumerate(parameters):
+            parameter.copy_(tensors.pop(f"{index}.parameter"))
+            if average is not None:
+                average[index].copy_(tensors.pop(f"{index}.average"))
+            # Copies: tensors of a mapped file lie at other alignments than those that the optimizer makes.
+            # Its count of steps is on the CPU wherever the parameters are.
+            optimizer.state[parameter] = {
+                key: torch.empty_like(value, device=parameter.device if value.dim() else "cpu").copy_(value)
+                for key in ("step", "exp_avg", "exp_avg_sq")
+                if (value := tensors.pop(f"{index}.{key}", None)) is not None
+            }
+        return history

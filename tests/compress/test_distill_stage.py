@@ -1,0 +1,204 @@
+"""The stage ``distill``: its losses, that it learns, that it resumes to the bit, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_dit import tiny_flux, tiny_pipeline
+from torch import nn
+
+from ditpress.calibrate.calls import record_calls
+from ditpress.compress import Distill, PruneDepth, check_order, parse_stage
+from ditpress.compress.distill import trainer
+from ditpress.compress.distill.losses import masked_error, relative_error, typical
+from ditpress.compress.distill.resume import FILE, SavedTraining
+from ditpress.compress.distill.stage import block_pairs, trained
+from ditpress.compress.stage import RunContext
+from ditpress.errors import InputError, StageError
+from ditpress.load import Denoiser, Role, anatomy_of, load_denoiser
+from ditpress.validate.paired import output_sqnr
+
+QUICK: dict[str, Any] = {
+    "samples": 8,
+    "sampling_steps": 4,
+    "batch": 4,
+    "save_every": 4,
+    "training": {"steps": 80, "calls": 2, "learning_rate": 3e-3},
+}
+
+
+def denoiser() -> Denoiser:
+    return load_denoiser(tiny_pipeline(seed=2, num_layers=4))
+
+
+def stage(**fields: Any) -> Distill:
+    parsed = parse_stage({"distill": QUICK | fields})
+    assert isinstance(parsed, Distill)
+    return parsed
+
+
+def pruned(keep: tuple[int, ...] = (0, 2)) -> tuple[Denoiser, RunContext]:
+    model = denoiser()
+    facts = PruneDepth(keep=keep).apply_calls(model, {}, ())
+    return model, RunContext(original=denoiser, facts=[{}, facts])
+
+
+def test_two_sigmas_of_every_sample() -> None:
+    x = np.random.default_rng(0).standard_t(2, size=(3, 5, 7)).astype(np.float32)
+    mean, deviation = x.mean(axis=(1, 2), keepdims=True), x.std(axis=(1, 2), keepdims=True)
+    expected = np.abs(x - mean) < 2 * deviation
+    assert 0 < (~expected).sum() < expected.size / 4
+    np.testing.assert_array_equal(typical(torch.from_numpy(x), 2.0).numpy(), expected)
+
+
+def test_the_masked_error_leaves_out_outliers_of_both() -> None:
+    rng = np.random.default_rng(1)
+    s, t = (rng.standard_normal((2, 6, 8)).astype(np.float32) for _ in range(2))
+    s[0, 1, 2], t[0, 3, 4], t[1, 0, 0] = 90.0, -70.0, 50.0
+    kept = np.ones_like(s, dtype=bool)
+    for x in (s, t):
+        kept &= np.abs(x - x.mean((1, 2), keepdims=True)) < 2 * x.std((1, 2), keepdims=True)
+    assert not kept[0, 1, 2]
+    assert not kept[0, 3, 4]
+    student = torch.from_numpy(s).requires_grad_()
+    loss = masked_error(student, torch.from_numpy(t))
+    assert loss.item() == pytest.approx(((s - t)[kept] ** 2).sum() / (t[kept] ** 2).sum(), rel=1e-5)
+    (gradient,) = torch.autograd.grad(loss, student)
+    assert (gradient.numpy() == 0).tolist() == (~kept).tolist()
+    assert relative_error(student, torch.from_numpy(t)).item() > loss.item()
+
+
+def test_blocks_are_compared_where_the_next_kept_one_begins() -> None:
+    model, _ = pruned((0, 2))
+    blocks = "transformer_blocks"
+    found = block_pairs(model.transformer, denoiser().transformer, model.anatomy, {blocks: [0, 2]})
+    assert found == [(f"{blocks}.0", f"{blocks}.1"), (f"{blocks}.1", f"{blocks}.3")]
+    whole = denoiser()
+    same = block_pairs(whole.transformer, whole.transformer, whole.anatomy, {})
+    assert same == [(f"{blocks}.{i}", f"{blocks}.{i}") for i in range(4)]
+    flux, _ = tiny_flux()
+    small = copy.deepcopy(flux)
+    small.single_transformer_blocks = nn.ModuleList([flux.single_transformer_blocks[1]])
+    pairs = block_pairs(small, flux, anatomy_of(flux), {"single_transformer_blocks": [1]})
+    assert pairs[-1] == ("single_transformer_blocks.0", "single_transformer_blocks.1")
+    assert pairs[:2] == [(f"{blocks}.{i}", f"{blocks}.{i}") for i in range(2)]
+
+
+@pytest.mark.parametrize("fields", [{}, {"feature_loss": "normalized"}])
+def test_distillation_lowers_the_error_on_calls_it_has_not_seen(fields: dict[str, Any]) -> None:
+    original = denoiser()
+    calls = record_calls(original, samples=6, steps=4, guidance=2.0, seed=77)
+    model, context = pruned()
+    before = output_sqnr(original.transformer, model.transformer, calls).total_db
+    facts = stage(**fields).apply_in_run(model, {}, context)
+    after = output_sqnr(original.transformer, model.transformer, calls).total_db
+    assert after > before + 5
+    assert facts["loss"]["last"] < facts["loss"]["first"]
+    assert not any(p.requires_grad or p.grad is not None for p in model.transformer.parameters())
+    embedders = {id(block.norm1.emb) for block in model.transformer.transformer_blocks}
+    assert len(embedders) == 1
+
+
+def test_only_the_named_roles_are_trained() -> None:
+    model, context = pruned()
+    before = copy.deepcopy(model.transformer.state_dict())
+    short = QUICK["training"] | {"steps": 3}
+    stage(train=["mlp_out"], training=short).apply_in_run(model, {}, context)
+    changed = {n for n, t in model.transformer.state_dict().items() if not torch.equal(t, before[n])}
+    expected = {f"transformer_blocks.{i}.ff.net.2.{part}" for i in range(2) for part in ("weight", "bias")}
+    assert changed == expected
+    everything = trained(model.transformer, model.anatomy, None)
+    assert {id(p) for p in everything} == {id(p) for p in model.transformer.parameters()}
+    names = [n for n, r in model.anatomy.linears(model.transformer).items() if r is Role.QKV]
+    assert len(trained(model.transformer, model.anatomy, [Role.QKV])) == 2 * len(names)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_resumed_training_ends_in_the_same_bits(
+    ema: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = QUICK["training"] | {"steps": 14, "ema": ema}
+    undisturbed, context = pruned()
+    expected = stage(training=training).apply_in_run(undisturbed, {}, context)
+    steps = torch.optim.AdamW.step
+    taken = 0
+
+    def step(self: torch.optim.AdamW, *args: Any) -> Any:
+        nonlocal taken
+        taken += 1
+        if taken == 11:
+            raise Killed
+        return steps(self, *args)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    work = tmp_path / "work"
+    first, context = pruned()
+    context = RunContext(original=context.original, facts=context.facts, work=work)
+    with pytest.raises(Killed):
+        stage(training=training).apply_in_run(first, {}, context)
+    assert (work / FILE).is_file()
+    again, _ = pruned()
+    facts = stage(training=training).apply_in_run(again, {}, context)
+    assert taken == 11 + 14 - 8  # ten steps, of which eight were saved, and the one that was killed
+    assert facts == expected
+    state, resumed = undisturbed.transformer.state_dict(), again.transformer.state_dict()
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in state.items())
+
+
+def test_a_damaged_state_is_told_and_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / FILE).write_bytes(b"no such thing")
+    parameter = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([parameter])
+    assert SavedTraining(tmp_path, 1).load([parameter], optimizer, None) == []
+    assert "training starts anew" in caplog.text
+    assert not optimizer.state
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, context = pruned()
+    seen: list[dict[str, torch.Tensor]] = []
+    norm = torch.nn.utils.clip_grad_norm_
+
+    def explode(parameters: Any, limit: float) -> torch.Tensor:
+        found = norm(parameters, limit)
+        seen.append({n: t.clone() for n, t in model.transformer.state_dict().items()})
+        return found * (float("inf") if len(seen) == 3 else 1)
+
+    monkeypatch.setattr(trainer.torch.nn.utils, "clip_grad_norm_", explode)
+    with pytest.raises(StageError, match="the gradient is inf at step 2; lower the learning rate"):
+        stage().apply_in_run(model, {}, context)
+    after = model.transformer.state_dict()
+    assert all(torch.equal(tensor, seen[2][name]) for name, tensor in after.items())
+    assert not all(torch.equal(tensor, seen[0][name]) for name, tensor in after.items())
+
+
+def test_a_rate_far_too_high_leaves_finite_weights() -> None:
+    model, context = pruned()
+    training = QUICK["training"] | {"learning_rate": 1e30, "warmup": 0.0, "clip": None}
+    with pytest.raises(StageError, match=r"the (loss|gradient) is (nan|inf) at step \d+; lower"):
+        stage(training=training).apply_in_run(model, {}, context)
+    assert all(tensor.isfinite().all() for tensor in model.transformer.state_dict().values())
+
+
+def test_refusals() -> None:
+    model, context = pruned()
+    with pytest.raises(InputError, match="there is no original to learn from"):
+        stage().apply(model, {})
+    with pytest.raises(InputError, match=r"no linears of other; expected some of .*qkv"):
+        stage(train=["other"]).apply_in_run(model, {}, context)
+    with pytest.raises(InputError, match="has 2 blocks, expected 4 of the original's 4; put prune-depth"):
+        stage().apply_in_run(model, {}, RunContext(original=context.original))
+    narrow = load_denoiser(tiny_pipeline(num_attention_heads=1, num_layers=4))
+    with pytest.raises(InputError, match=r"transformer_blocks\.0: gives .*set training\.features to 0"):
+        stage().apply_in_run(narrow, {}, RunContext(original=context.original))
+    with pytest.raises(InputError, match="distill must not come after smooth"):
+        check_order([parse_stage("smooth"), parse_stage("distill")])
