@@ -258,7 +258,8 @@ def _plain_state(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """Every tensor in memory of its own; in float16 if that holds all of them exactly."""
     halves = {key: _lossless_half(value) for key, value in state_dict.items()}
     exact = all(value.dtype == torch.float16 for value in halves.values() if value.is_floating_point())
-    kept, seen = {}, set()
+    kept: dict[str, Tensor] = {}
+    seen: set[int] = set()
     for key, value in (halves if exact else state_dict).items():
         kept[key] = value.clone() if value.data_ptr() in seen else value
         seen.add(value.data_ptr())
