@@ -95,6 +95,11 @@ class DitpressConfig(QuantizationConfigMixin):
                 wrappers[name] = module.describe()
         return cls(layers, list(shared.values()), wrappers=wrappers, pruned=cut_sizes(transformer))
 
+    @property
+    def changed(self) -> bool:
+        """Whether the model is another than the rest of its config says."""
+        return bool(self.layers or self.wrappers or self.pruned)
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "quant_method": self.quant_method.value,
@@ -207,8 +212,7 @@ class DitpressQuantizer(DiffusersQuantizer):
                 _put(model, name, _float_linear(module))
         # Diffusers leaves the label in the config, and would then save float weights as quantized ones.
         config = DitpressConfig.of(model)
-        needed = config.wrappers or config.pruned
-        model.register_to_config(quantization_config=config.to_dict() if needed else None)
+        model.register_to_config(quantization_config=config.to_dict() if config.changed else None)
         return model
 
     @property
@@ -226,12 +230,12 @@ class DitpressQuantizer(DiffusersQuantizer):
 def label(transformer: Any, *, plain: bool = False) -> None:
     """Note in ``transformer`` what is quantized and shared: its ``save_pretrained`` then writes it right.
 
-    With ``plain`` a float model without wrappers is written as diffusers alone writes and reads it: shared
-    tensors under each of their names, all in one dtype, nothing in the config.
+    With ``plain`` a float model without wrappers, of the widths of its class, is written as diffusers alone
+    writes and reads it: shared tensors under each of their names, all in one dtype, nothing in the config.
     """
     config = DitpressConfig.of(transformer)
     quantizer = DitpressQuantizer(config)
-    quantizer.plain = plain and not config.layers and not config.wrappers
+    quantizer.plain = plain and not config.changed
     transformer.register_to_config(quantization_config={} if quantizer.plain else config.to_dict())
     transformer.hf_quantizer = quantizer
 
