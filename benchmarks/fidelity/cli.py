@@ -81,7 +81,7 @@ def _run(args: argparse.Namespace, rows: list[Row]) -> int:
         "versions": {name: version for name in _DISTRIBUTIONS if (version := _version(name))},
     }
     path = args.out / "results.json"
-    results = Results.resume(path, described)
+    results = Results.resume(path if path.is_file() else ROOT / RESULTS, described)
     failed = 0
     for row in rows:
         reason = measure(row, asdict(conditions), args.out, results, fresh=args.fresh)
