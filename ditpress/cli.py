@@ -209,8 +209,9 @@ def recipes_command(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(descriptions, indent=2))
         return
+    width = max(map(len, descriptions))
     for name, description in descriptions.items():
-        click.echo(f"{name:8} {description}")
+        click.echo(f"{name:{width}} {description}")
 
 
 @cli.command("inspect")
