@@ -1,4 +1,4 @@
-"""What the tests of width pruning share: models, calls, and the names of what belongs together, by hand."""
+"""What the tests of width pruning share: models in float64, and the names of what belongs together, by hand."""
 
 from __future__ import annotations
 
@@ -6,13 +6,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from tiny_dit import dit_inputs, tiny_dit, tiny_flux, tiny_pixart, tiny_sd3
 from torch import Tensor, nn
 
-from ditpress.calibrate.calls import Call
 from ditpress.load.anatomy import anatomy_of
-
-FAMILIES = ("dit", "pixart", "sd3", "flux")
 
 # Attention -> what reads its heads; MLP -> what reads its hidden units, and from which column on.
 ATTENTION: dict[str, dict[str, tuple[str, ...]]] = {
@@ -57,24 +53,6 @@ HIDDEN: dict[str, dict[str, tuple[str, int]]] = {
     }
     | {f"single_transformer_blocks.{i}": (f"single_transformer_blocks.{i}.proj_out", 32) for i in range(2)},
 }
-
-
-def make(family: str, **config: Any) -> tuple[Any, dict[str, Any]]:
-    torch.manual_seed(0)
-    if family == "dit":
-        model = tiny_dit(**config)
-        return model, dit_inputs(model)
-    return {"pixart": tiny_pixart, "sd3": tiny_sd3, "flux": tiny_flux}[family]()
-
-
-def calls_of(inputs: dict[str, Any], count: int = 3) -> list[Call]:
-    """The same inputs at other timesteps."""
-    size = float(inputs["timestep"].max())
-    times = [size * (index + 1) / count for index in range(count)]
-    return [
-        Call(t, {**inputs, "timestep": torch.full_like(inputs["timestep"], int(t) if size > 1 else t)})
-        for t in times
-    ]
 
 
 def denoiser_of(model: nn.Module) -> Any:

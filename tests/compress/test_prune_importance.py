@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from prune_cases import calls_of, doubled, make, run
+from family_cases import calls_of, make
+from prune_cases import doubled, run
 from torch import Tensor, nn
 
 from ditpress.calibrate.calls import Call

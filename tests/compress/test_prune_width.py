@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from prune_cases import ATTENTION, FAMILIES, HIDDEN, calls_of, denoiser_of, doubled, make, run
+from family_cases import FAMILIES, calls_of, make
+from prune_cases import ATTENTION, HIDDEN, denoiser_of, doubled, run
 from torch import Tensor, nn
 
 from ditpress.compress import PruneWidth, check_order, parse_stage

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_dit import dit_inputs, tiny_dit, tiny_flux, tiny_pixart, tiny_sd3
+from family_cases import FAMILIES, calls_of, make
 from torch import Tensor, nn
 
-from ditpress.calibrate.calls import Call
 from ditpress.compress import Quantize, Rotate, Smooth, SubspaceStage, check_order
 from ditpress.compress.subspace import principal_directions
 from ditpress.errors import InputError, StageError
@@ -24,26 +23,6 @@ from ditpress.kernels.linear import QuantizedLinear
 from ditpress.kernels.transforms import Subspace
 from ditpress.kernels.wrap import SubspaceLinear, branch_modules, input_weight, wrap_empty
 from ditpress.load.anatomy import Role, anatomy_of, plain_name
-
-FAMILIES = ("dit", "pixart", "sd3", "flux")
-
-
-def make(family: str) -> tuple[nn.Module, dict[str, Any]]:
-    torch.manual_seed(0)
-    if family == "dit":
-        model = tiny_dit()
-        return model, dit_inputs(model)
-    return {"pixart": tiny_pixart, "sd3": tiny_sd3, "flux": tiny_flux}[family]()
-
-
-def calls_of(inputs: dict[str, Any], count: int = 3) -> list[Call]:
-    """The same inputs at other timesteps."""
-    size = float(inputs["timestep"].max())
-    times = [size * (index + 1) / count for index in range(count)]
-    return [
-        Call(t, {**inputs, "timestep": torch.full_like(inputs["timestep"], int(t) if size > 1 else t)})
-        for t in times
-    ]
 
 
 def split(model: nn.Module, inputs: dict[str, Any], **settings: Any) -> nn.Module:

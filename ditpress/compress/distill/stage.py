@@ -15,16 +15,14 @@ from torch import Tensor, nn
 from ditpress.compress.distill.losses import masked_error, relative_error
 from ditpress.compress.distill.resume import SavedTraining
 from ditpress.compress.distill.trainer import Training, distill
-from ditpress.compress.distill.trajectories import record_trajectories
-from ditpress.compress.stage import RunContext, Stage, register_stage
+from ditpress.compress.distill.trajectory_stage import TrajectoryStage
+from ditpress.compress.stage import RunContext, register_stage
 from ditpress.errors import InputError
 from ditpress.load.anatomy import Anatomy, Role
 
 if TYPE_CHECKING:
     from ditpress.calibrate.calibration import Want
     from ditpress.load.denoiser import Denoiser
-
-SEEDS = 3_000_000  # trajectories of this training never start from the noise of anything else
 
 
 class DistillTraining(Training):
@@ -41,7 +39,7 @@ class DistillTraining(Training):
 
 
 @register_stage
-class Distill(Stage):
+class Distill(TrajectoryStage):
     """Train the float model that the stages before left to answer as the original does.
 
     Blocks are compared after each block of the student with the original's hidden state at the same place:
@@ -49,6 +47,7 @@ class Distill(Stage):
     """
 
     kind: Literal["distill"] = "distill"
+    first_seed: ClassVar[int] = 3_000_000
     not_after: ClassVar[frozenset[str]] = frozenset(
         {"quantize", "ternary", "vq", "mixed", "smooth", "rotate", "subspace"}
     )
@@ -62,21 +61,9 @@ class Distill(Stage):
         default="masked",
         description="masked: without outliers beyond two sigmas (TinyFusion); normalized: all (LAPTOP-Diff)",
     )
-    samples: int = Field(default=256, ge=1, description="images drawn from noise to train on")
-    sampling_steps: int | None = Field(
-        default=None, ge=1, description="denoising steps of these images; null: the model's own"
-    )
-    batch: int = Field(default=8, ge=1, description="images a recorded call; guidance doubles it")
-    guidance: float | None = Field(default=None, description="guidance scale; null: the model's own")
     bf16: bool = Field(default=True, description="on GPUs compute in bfloat16; parameters stay float32")
     save_every: int = Field(default=200, ge=1, description="steps between saves that a killed run resumes")
     training: DistillTraining = DistillTraining()
-
-    def passes(self, denoiser: Denoiser) -> float:
-        training = self.training
-        recorded = self.samples * (self.sampling_steps or denoiser.default_steps)
-        each = 3 + (training.features > 0)  # forward, backward twice as much, the original's blocks
-        return recorded + each * training.steps * training.calls * min(self.batch, self.samples)
 
     def apply(self, denoiser: Denoiser, statistics: Mapping[Want, Tensor]) -> None:
         self.apply_in_run(denoiser, statistics, RunContext())
@@ -93,14 +80,7 @@ class Distill(Stage):
         for facts in context.facts:
             kept |= facts.get("kept_blocks", {})
         pairs = block_pairs(student, original.transformer, anatomy, kept)
-        calls, targets = record_trajectories(
-            original,
-            samples=self.samples,
-            steps=self.sampling_steps or original.default_steps,
-            guidance=original.default_guidance if self.guidance is None else self.guidance,
-            seed=SEEDS + self.training.seed,
-            batch_size=self.batch,
-        )
+        calls, targets = self.trajectories(original)
         history = distill(
             student,
             original.transformer,

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, cast
 from pydantic import Field
 from torch import Tensor, nn
 
-from ditpress.calibrate.calls import Call
 from ditpress.compress.distill.trainer import Training, distill
-from ditpress.compress.distill.trajectories import record_trajectories
+from ditpress.compress.distill.trajectory_stage import TrajectoryStage
 from ditpress.compress.quantize.grid import check_format
 from ditpress.compress.quantize.layer import LayerPlan, empty_layer
 from ditpress.compress.quantize.spec import LowRankSpec, WeightSpec
@@ -31,7 +30,7 @@ from ditpress.compress.quantize.student import (
     refit,
     start_norms,
 )
-from ditpress.compress.stage import Stage, register_stage
+from ditpress.compress.stage import register_stage
 from ditpress.errors import InputError
 from ditpress.kernels.formats import get_format
 from ditpress.kernels.wrap import NormedLinear
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
     from ditpress.calibrate.calibration import Want
     from ditpress.load.denoiser import Denoiser
 
-SEEDS = 2_000_000  # trajectories of training never start from the noise of calibration or validation
 
 START_CALLS = 64  # evenly over the trajectories, that the start is fitted on
 
@@ -60,7 +58,7 @@ class TernaryTraining(Training):
 
 
 @register_stage
-class Ternary(Stage):
+class Ternary(TrajectoryStage):
     """Ternary weights with least-squares scales, then self-distillation with a straight-through estimator.
 
     All linears of the blocks and the modulation become ternary; embedders and the last layer stay. The model
@@ -70,6 +68,7 @@ class Ternary(Stage):
     """
 
     kind: Literal["ternary"] = "ternary"
+    first_seed: ClassVar[int] = 2_000_000
     not_after: ClassVar[frozenset[str]] = frozenset({"quantize", "ternary"})
 
     weights: WeightSpec = WeightSpec(format="ternary", group="channel")
@@ -94,16 +93,6 @@ class Ternary(Stage):
         ge=1,
         description="rank of an int8 branch beside every ternary linear but modulation; null: none",
     )
-    samples: int = Field(
-        default=256,
-        ge=1,
-        description="images drawn from noise to train on; with too few, what is learned does not carry over",
-    )
-    sampling_steps: int | None = Field(
-        default=None, ge=1, description="denoising steps of these images; null: the model's own"
-    )
-    batch: int = Field(default=8, ge=1, description="images a recorded call; guidance doubles it")
-    guidance: float | None = Field(default=None, description="guidance scale; null: the model's own")
     training: TernaryTraining = TernaryTraining()
 
     def plans(self, denoiser: Denoiser, transformer: nn.Module) -> dict[str, LayerPlan]:
@@ -132,17 +121,11 @@ class Ternary(Stage):
                 made = NormedLinear.empty(made, "meta", eps=EPS)
             replace_module(skeleton, linear, made)
 
-    def passes(self, denoiser: Denoiser) -> float:
-        training = self.training
-        recorded = self.samples * (self.sampling_steps or denoiser.default_steps)
-        each = 3 + (training.features > 0)  # forward, backward twice as much, the teacher's blocks
-        return recorded + each * training.steps * training.calls * min(self.batch, self.samples)
-
     def apply(self, denoiser: Denoiser, statistics: Mapping[Want, Tensor]) -> None:
         teacher = denoiser.transformer
         plans = self.plans(denoiser, teacher)
         student = copy.deepcopy(teacher).requires_grad_(False)
-        calls, targets = self._trajectories(denoiser)
+        calls, targets = self.trajectories(denoiser)
         some = calls[:: max(1, len(calls) // START_CALLS)]
         layers = fake_layers(denoiser.with_transformer(student), plans, some)
         if self.norm:
@@ -166,13 +149,3 @@ class Ternary(Stage):
         )
         for name, layer in layers.items():
             replace_module(teacher, teacher.get_submodule(name), harden(layer))
-
-    def _trajectories(self, denoiser: Denoiser) -> tuple[list[Call], list[Tensor]]:
-        return record_trajectories(
-            denoiser,
-            samples=self.samples,
-            steps=self.sampling_steps or denoiser.default_steps,
-            guidance=denoiser.default_guidance if self.guidance is None else self.guidance,
-            seed=SEEDS + self.training.seed,
-            batch_size=self.batch,
-        )

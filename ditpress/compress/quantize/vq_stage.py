@@ -34,7 +34,7 @@ FORMAT_OF_BITS = {2: "vq-256x4", 3: "vq-64x2"}  # section 4.1 of the paper: k = 
 class VectorQuantize(Stage):
     """A codebook per layer by k-means, calibrated block by block and then end to end, on the teacher's
     trajectories alone. As published with ``rounding: nearest, blocks: {candidates: 2}``; GPTQ finds better
-    assignments than learned ratios do, in less time.
+    assignments than the nearest codeword, and in one pass.
 
     Quantized is every linear of the blocks, the modulation among them, as in VQ4DiT; embedders and the last
     layer stay. The modulation is weight-only: it runs once per sample and multiplies all that follows.
