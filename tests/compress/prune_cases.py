@@ -1,4 +1,4 @@
-"""What the tests of width pruning share: models in float64, and the names of what belongs together, by hand."""
+"""What the tests of width pruning share: float64 models, and the names of what belongs together, by hand."""
 
 from __future__ import annotations
 
