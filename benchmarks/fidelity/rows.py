@@ -146,6 +146,7 @@ ABLATIONS: tuple[Row, ...] = (
     _ablation("svdquant", "without smoothing", without=["smooth"]),
     _ablation("svdquant", "without grid search", "smooth.alpha=0.5"),
     _ablation("svdquant", "without low-rank branch", "quantize.low_rank=null"),
+    _ablation("svdquant", "without principal directions", without=["subspace"]),
     _ablation("svdquant", "without GPTQ", "quantize.weights.rounding=nearest"),
     _ablation("svdquant", "signed after GELU", "quantize.unsigned_after_gelu=false"),
     _ablation("mixed-4", "without smoothing", without=["smooth"]),
