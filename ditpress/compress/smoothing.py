@@ -16,6 +16,7 @@ from torch import Tensor
 
 Exponents = tuple[float, float]
 NONE: Exponents = (0.0, 0.0)  # all factors are one
+MAX_OUTPUTS = 1024  # that a search looks at: its time is then that of the layer's inputs alone
 SMALLEST_FACTOR = 1e-4  # a channel that is nearly silent in calibration must not blow up its producer (DiTAS)
 
 
@@ -85,7 +86,8 @@ def search_smoothing(
     """The exponents of least ``sum_i |Q(x / s) Q(W_i s)ᵀ - x W_iᵀ|²``; of equal ones the first in ``tried``.
 
     The objective of the grid search of DiTAS and SVDQuant, on rows of all timesteps. No smoothing is always
-    among the candidates, so the result is never worse than that.
+    among the candidates, so the result is not worse than that. Of linears with more than ``MAX_OUTPUTS``
+    outputs that many count, evenly spaced: the search quantizes each weight dozens of times.
 
     Args:
         rows: inputs x that the linears share, float [R, K].
@@ -96,6 +98,7 @@ def search_smoothing(
         quantize_weight: what the storage leaves of the weight [N_i, K] of linear i.
     """
     largest = weight_absmax(weights)
+    weights = [_evenly(weight, MAX_OUTPUTS) for weight in weights]
     outputs = [rows @ weight.T for weight in weights]
     best: Smoothing | None = None
     plain_error = 0.0
@@ -113,3 +116,10 @@ def search_smoothing(
             best = Smoothing(factors, (alpha, beta), error, plain_error)
     assert best is not None
     return best
+
+
+def _evenly(weight: Tensor, count: int) -> Tensor:
+    """``count`` evenly spaced rows of ``weight`` [N, K]; all where there are no more."""
+    if len(weight) <= count:
+        return weight
+    return weight[torch.arange(count) * len(weight) // count]

@@ -91,6 +91,40 @@ def test_the_search_finds_what_brute_force_finds(kind: str, seed: int) -> None:
     assert best > 0  # outliers: smoothing pays, otherwise this would not test the search
 
 
+def test_of_many_outputs_evenly_spaced_ones_decide_and_all_weights_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows, weights = problem(0)
+    heavy = np.concatenate([weights[0], weights[0][:1] * 3.0])  # only the last row, left out, is this large
+    count = len(heavy) // 2
+    monkeypatch.setattr("ditpress.compress.smoothing.MAX_OUTPUTS", count)
+    seen = []
+
+    def quantized(weight: torch.Tensor, index: int) -> torch.Tensor:
+        seen.append(weight)
+        return weight
+
+    found = search_smoothing(
+        torch.from_numpy(rows),
+        [torch.from_numpy(heavy)],
+        torch.from_numpy(np.abs(rows).max(axis=0)),
+        [(0.5, 0.5)],
+        torch_rounded(127),
+        quantized,
+    )
+    picked = [index * len(heavy) // count for index in range(count)]
+    assert len(heavy) - 1 not in picked
+    factors = np.abs(rows).max(axis=0) ** 0.5 / np.abs(heavy).max(axis=0) ** 0.5
+    np.testing.assert_array_equal(seen[0], heavy[picked])  # without smoothing, tried first
+    np.testing.assert_allclose(seen[1], heavy[picked] * factors, rtol=1e-12)
+    errors = [
+        (((rounded(rows / s, 127) @ (heavy[picked] * s).T) - rows @ heavy[picked].T) ** 2).sum()
+        for s in (np.ones_like(factors), factors)
+    ]
+    assert found.plain_error == pytest.approx(errors[0], rel=1e-9)
+    assert found.error == pytest.approx(min(errors), rel=1e-9)
+
+
 def test_no_smoothing_wins_where_it_is_best_and_is_always_tried() -> None:
     # Weights exact in 4 bits and inputs in 8: any factor but one can only add an error.
     generator = np.random.default_rng(0)
