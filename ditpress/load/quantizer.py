@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
+from diffusers.configuration_utils import FrozenDict
 from diffusers.quantizers import auto
 from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
@@ -212,7 +213,11 @@ class DitpressQuantizer(DiffusersQuantizer):
                 _put(model, name, _float_linear(module))
         # Diffusers leaves the label in the config, and would then save float weights as quantized ones.
         config = DitpressConfig.of(model)
-        model.register_to_config(quantization_config=config.to_dict() if config.changed else None)
+        if config.changed:
+            model.register_to_config(quantization_config=config.to_dict())
+        else:  # None would not do: diffusers cannot save a config that holds it
+            rest = {key: value for key, value in model.config.items() if key != "quantization_config"}
+            model._internal_dict = FrozenDict(rest)
         return model
 
     @property

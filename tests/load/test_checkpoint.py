@@ -190,6 +190,7 @@ def test_dequantize_gives_a_float_model_that_saves_as_one(compressed: Denoiser, 
     model.dequantize()
     assert torch.equal(model.transformer_blocks[0].attn1.to_q.weight, weight)
     assert not any(isinstance(module, QuantizedLinear) for module in model.modules())
+    assert "quantization_config" not in json.loads(model.to_json_string())  # what diffusers would save
     save_transformer(model, tmp_path / "float")
     assert torch.equal(
         load_transformer(tmp_path / "float").transformer_blocks[0].attn1.to_q.weight.detach(), weight
