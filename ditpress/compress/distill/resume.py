@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -18,6 +19,16 @@ log = logging.getLogger(__name__)
 FILE = "training.safetensors"
 
 
+class Stateful(Protocol):
+    """What changes in training beside the parameters: a random generator, a schedule."""
+
+    def training_state(self) -> dict[str, Tensor]:
+        """All of it, under names without dots."""
+
+    def set_training_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what :meth:`training_state` gave."""
+
+
 class SavedTraining:
     """Parameters, their averages, the optimizer's moments and the history of the loss, in one file.
 
@@ -27,11 +38,13 @@ class SavedTraining:
     Args:
         folder: where the file lies; made at the first save.
         every: steps between two saves.
+        other: of a student that changes by more than its parameters, the rest.
     """
 
-    def __init__(self, folder: Path, every: int) -> None:
+    def __init__(self, folder: Path, every: int, other: Stateful | None = None) -> None:
         self.path = folder / FILE
         self.every = every
+        self.other = other
 
     def save(
         self,
@@ -52,6 +65,8 @@ class SavedTraining:
                 tensors[f"{index}.{key}"] = value
         for index, tensor in enumerate(average or ()):
             tensors[f"{index}.average"] = tensor
+        if self.other is not None:
+            tensors |= {f"other.{key}": value for key, value in self.other.training_state().items()}
         with atomic_file(self.path) as temporary:
             save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, temporary)
 
@@ -85,4 +100,7 @@ class SavedTraining:
                 for key in ("step", "exp_avg", "exp_avg_sq")
                 if (value := tensors.pop(f"{index}.{key}", None)) is not None
             }
+        if self.other is not None:
+            own = {key: tensor for key, tensor in tensors.items() if key.startswith("other.")}
+            self.other.set_training_state({key.removeprefix("other."): own[key].clone() for key in own})
         return history

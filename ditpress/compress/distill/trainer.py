@@ -83,8 +83,7 @@ def distill(
         feature_error: of the student's and the teacher's output of a block, a scalar.
         after_step: called after every optimizer step.
         autocast: compute in bfloat16 where parameters are on a GPU.
-        saved: where a killed training goes on from; not for students that change by anything else than
-            their parameters.
+        saved: where a killed training goes on from; it must know of all that changes beside parameters.
 
     Raises:
         InputError: no calls, no parameters, features without blocks, or blocks of different outputs.

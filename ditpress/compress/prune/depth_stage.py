@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
@@ -19,7 +20,7 @@ from ditpress.compress.prune.depth_learned import Group, LearnedSpec, learn_mask
 from ditpress.compress.prune.depth_output import output_errors
 from ditpress.compress.prune.depth_similarity import block_influence
 from ditpress.compress.prune.masks import all_masks
-from ditpress.compress.stage import Stage, register_stage
+from ditpress.compress.stage import RunContext, Stage, register_stage
 from ditpress.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class PruneDepth(Stage):
     kind: Literal["prune-depth"] = "prune-depth"
     not_after: ClassVar[frozenset[str]] = LOW_BIT | AROUND | {"prune-depth"}
     needs_calls: ClassVar[bool] = True
+    saved_copies: ClassVar[int] = 1  # low-rank updates with two moments and average, old and new: less
 
     ratio: float = Field(
         default=0.5, gt=0, lt=1, description="part of the blocks of every list to leave out, rounded down"
@@ -89,25 +91,30 @@ class PruneDepth(Stage):
     def apply_calls(
         self, denoiser: Denoiser, statistics: Mapping[Want, Tensor], calls: Sequence[Call]
     ) -> dict[str, Any]:
+        return self.apply_in_run(denoiser, statistics, RunContext(calls))
+
+    def apply_in_run(
+        self, denoiser: Denoiser, statistics: Mapping[Want, Tensor], context: RunContext
+    ) -> dict[str, Any]:
         transformer, anatomy = denoiser.transformer, denoiser.anatomy
         count = {name: len(blocks) for name, blocks in block_names(transformer, anatomy).items()}
         scores: dict[str, float] = {}
         kept = self._given(denoiser, transformer)
         if kept is None:
-            kept, scores = self._chosen(denoiser, calls)
+            kept, scores = self._chosen(denoiser, context.calls, context.work)
         cut_blocks(transformer, anatomy, kept)
         stayed = {name: kept.get(name, list(range(count[name]))) for name in count}
         return {"kept_blocks": stayed, "block_scores": scores}
 
     def _chosen(
-        self, denoiser: Denoiser, calls: Sequence[Call]
+        self, denoiser: Denoiser, calls: Sequence[Call], work: Path | None
     ) -> tuple[dict[str, list[int]], dict[str, float]]:
         """Which blocks stay, and what every block is worth: by error, influence or probability to stay."""
         transformer, names = denoiser.transformer, _flat(block_names(denoiser.transformer, denoiser.anatomy))
         if self.criterion == "learned":
             groups = self._groups(denoiser, transformer)
             linears = list(denoiser.anatomy.linears(transformer))
-            gates = learn_masks(transformer, calls, groups, linears, self.learned)
+            gates = learn_masks(transformer, calls, groups, linears, self.learned, work)
             return _by_list(gates.kept()), gates.probabilities()
         self._counts(denoiser, transformer)
         if self.criterion == "random":
