@@ -182,6 +182,7 @@ def _run(
     from ditpress.recipes.recipe import load_recipe
 
     parsed = load_recipe(recipe, settings)
+    from ditpress.processes import join
     from ditpress.recipes import show
     from ditpress.recipes.engine import load_for, run_recipe
 
@@ -195,6 +196,8 @@ def _run(
             return
         assert out is not None
         result = run_recipe(model, parsed, out, fresh=fresh, scheduler=scheduler, device=device)
+    if not join().first:
+        return
     if as_json:
         click.echo(result.report.data.to_json(), nl=False)
     elif not quiet:

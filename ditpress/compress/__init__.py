@@ -3,6 +3,7 @@
 from ditpress.callable_package import make_callable
 from ditpress.compress.allocate.stage import Mixed
 from ditpress.compress.distill.stage import Distill
+from ditpress.compress.distill.tune_stage import Tune
 from ditpress.compress.prune.depth_stage import PruneDepth
 from ditpress.compress.prune.width_stage import PruneWidth
 from ditpress.compress.quantize.stage import Quantize
@@ -27,6 +28,7 @@ __all__ = [
     "Stage",
     "SubspaceStage",
     "Ternary",
+    "Tune",
     "VectorQuantize",
     "check_order",
     "parse_stage",

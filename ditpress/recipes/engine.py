@@ -10,6 +10,7 @@ import contextlib
 import copy
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from ditpress.calibrate.calls import Call, load_calls
 from ditpress.compress.stage import RunContext, complete
 from ditpress.errors import DitpressError, InputError, StageError
 from ditpress.load.denoiser import Denoiser, load_denoiser
+from ditpress.processes import ALONE, Processes, join
 from ditpress.recipes import bench, steps
 from ditpress.recipes.checkpoint import Checkpoints, Manifest, content_key
 from ditpress.recipes.conclude import conclude
 from ditpress.recipes.estimate import disk_bytes
+from ditpress.recipes.follow import Task, absolute, follow
 from ditpress.recipes.recipe import Recipe
 from ditpress.recipes.result import Result
 from ditpress.recipes.run import RunFolder, open_run
@@ -81,6 +84,8 @@ def run_recipe(
 ) -> Result:
     """Run ``recipe`` on ``model`` and write the run folder ``out``; resumes an earlier run of the same.
 
+    Under torchrun the processes share the stages that train; the first one does all the rest.
+
     Args:
         model: see :func:`ditpress.load.source.resolve`, or a diffusers pipeline, which is left as it is.
         recipe: what to do.
@@ -93,7 +98,12 @@ def run_recipe(
         InputError: bad model, recipe or ``out``, or a full disk; nothing is half-written.
         StageError: a stage failed.
     """
+    processes = join()
     denoiser, recipe = load_for(model, recipe, scheduler=scheduler, device=device)
+    load = partial(_load, model, recipe, scheduler, device)
+    if not processes.first:
+        follow(denoiser, recipe, partial(_original, denoiser, load), processes)
+        return Result(Path(out))
     identity = {
         "key": content_key(denoiser.fingerprint, recipe.compression()),
         "model": denoiser.source.spec,
@@ -105,19 +115,27 @@ def run_recipe(
     path = Path(out)
     with open_run(path, identity, fresh=fresh, needed=disk_bytes(denoiser, recipe)) as run:
         run.write("recipe.yaml", recipe.to_yaml().encode())
-        return _Run(denoiser, recipe, run, partial(_load, model, recipe, scheduler, device)).go()
+        result = _Run(denoiser, recipe, run, load, processes).go()
+    processes.shared()  # the others are done too
+    return result
 
 
 class _Run:
     """One run under way; ``load`` gives the model as it was, again."""
 
     def __init__(
-        self, denoiser: Denoiser, recipe: Recipe, run: RunFolder, load: Callable[[], Denoiser]
+        self,
+        denoiser: Denoiser,
+        recipe: Recipe,
+        run: RunFolder,
+        load: Callable[[], Denoiser],
+        processes: Processes = ALONE,
     ) -> None:
         self.denoiser = denoiser
         self.recipe = recipe
         self.run = run
         self.load = load
+        self.processes = processes
         self.done = Checkpoints(run)
         self.last = len(recipe.stages)
 
@@ -141,7 +159,7 @@ class _Run:
                 content_key(base, bench.ORIGINAL),
                 lambda part: bench.export_original(self.denoiser, calls, part),
             )
-        key, errors = self.compress(base, calls)
+        key, errors = self.compress(base, calls, self.folder(0, recorded))
         self.step(self.last + 1, "model", content_key(key, "model"), self.save_model, publish="model")
         exported = content_key(key, "onnx", recipe.export.model_dump(mode="json"))
         onnx = self.step(
@@ -185,7 +203,7 @@ class _Run:
             records=[record for _, record in sorted(self.done.records.items())],
         )
 
-    def compress(self, base: str, calls: list[Call]) -> tuple[str, dict[str, Any]]:
+    def compress(self, base: str, calls: list[Call], recorded: Path) -> tuple[str, dict[str, Any]]:
         """Apply the stages that are not done yet; the key of the last one, and the error of each layer."""
         stages = self.recipe.stages
         keys = [base]
@@ -203,12 +221,13 @@ class _Run:
             stage = stages[index - 1]
             log.info("stage %d/%d %s", index, len(stages), stage.kind)
             with _named(f"stage {index}/{len(stages)} {stage.kind}"):
-                context = RunContext(
-                    calls,
-                    self.original,
-                    [self.done.records[i, stages[i - 1].kind].facts for i in range(1, index)],
-                    self.done.work(index, stage.kind, keys[index]),
-                )
+                facts = [self.done.records[i, stages[i - 1].kind].facts for i in range(1, index)]
+                work = self.done.work(index, stage.kind, keys[index])
+                context = RunContext(calls, partial(_original, self.denoiser, self.load), facts, work)
+                if stage.shared and self.processes.size > 1:
+                    context = replace(context, processes=self.processes)
+                    start = None if index == 1 else absolute(self.stage_folder(index - 1, keys[index - 1]))
+                    self.processes.shared(Task(index, start, absolute(recorded), facts, absolute(work)))
                 fill = partial(steps.apply_stage, stage, self.denoiser, calls, context=context)
                 self.done.do(index, stage.kind, keys[index], fill)
             self.done.clear_work(index, stage.kind, keys[index])
@@ -218,18 +237,11 @@ class _Run:
             errors |= record.facts.get("layer_errors", {})
         return keys[-1], errors
 
-    def original(self) -> Denoiser:
-        """The model as it was before all stages, in the pipeline of this run."""
-        loaded = self.load()
-        if loaded.fingerprint != self.denoiser.fingerprint:
-            raise InputError(
-                f"{self.denoiser.source.spec} was changed while the run was under way; run again with --fresh"
-            )
-        return self.denoiser.with_transformer(loaded.transformer)
-
     def reload(self, index: int, key: str) -> None:
-        kind = self.recipe.stages[index - 1].kind
-        self.denoiser = steps.reload(self.denoiser, self.done.folder(index, kind, key))
+        self.denoiser = steps.reload(self.denoiser, self.stage_folder(index, key))
+
+    def stage_folder(self, index: int, key: str) -> Path:
+        return self.done.folder(index, self.recipe.stages[index - 1].kind, key)
 
     def save_model(self, part: Path) -> None:
         steps.save_model(self.denoiser, part)
@@ -255,6 +267,16 @@ class _Run:
 
     def folder(self, index: int, manifest: Manifest) -> Path:
         return self.done.folder(index, manifest.name, manifest.key)
+
+
+def _original(denoiser: Denoiser, load: Callable[[], Denoiser]) -> Denoiser:
+    """The model as it was before all stages, in the pipeline of this run."""
+    loaded = load()
+    if loaded.fingerprint != denoiser.fingerprint:
+        raise InputError(
+            f"{denoiser.source.spec} was changed while the run was under way; run again with --fresh"
+        )
+    return denoiser.with_transformer(loaded.transformer)
 
 
 @contextlib.contextmanager
