@@ -2,6 +2,7 @@
 
 from ditpress.callable_package import make_callable
 from ditpress.compress.allocate.stage import Mixed
+from ditpress.compress.distill.guidance_stage import DistillGuidance
 from ditpress.compress.distill.stage import Distill
 from ditpress.compress.distill.tune_stage import Tune
 from ditpress.compress.prune.depth_stage import PruneDepth
@@ -19,6 +20,7 @@ make_callable(__name__)
 __all__ = [
     "STAGES",
     "Distill",
+    "DistillGuidance",
     "Mixed",
     "PruneDepth",
     "PruneWidth",

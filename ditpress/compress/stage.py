@@ -77,6 +77,11 @@ class Stage(Settings, ABC):
         """
         return 0.0
 
+    def builds_in(self, denoiser: Denoiser) -> float | None:
+        """The scale of classifier-free guidance that the transformer gives by itself after this stage; most
+        build in none. The stage then has ``built_in_guidance`` among its facts."""
+        return None
+
     @abstractmethod
     def apply(self, denoiser: Denoiser, statistics: Mapping[Want, Tensor]) -> None:
         """Change ``denoiser.transformer`` in place.

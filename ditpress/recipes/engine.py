@@ -52,8 +52,16 @@ def load_for(
     denoiser = _load(model, recipe, scheduler, device)
     recipe = recipe.model_copy(update={"stages": complete(recipe.stages)})
     planned(denoiser, recipe.stages)
-    guidance = denoiser.default_guidance
     calibration, validation = recipe.calibration, recipe.validation
+    guidance = denoiser.default_guidance
+    for stage in recipe.stages:
+        scale = stage.builds_in(denoiser)
+        guidance = guidance if scale is None else scale
+        if scale is not None and validation.guidance not in (None, scale):
+            raise InputError(
+                f"validation.guidance {validation.guidance:g}: {stage.kind} builds in {scale:g}, and the "
+                "result draws at no other scale; give both the same"
+            )
     if calibration.guidance is None:
         calibration = calibration.model_copy(update={"guidance": guidance})
     if validation.guidance is None:
@@ -160,6 +168,10 @@ class _Run:
                 lambda part: bench.export_original(self.denoiser, calls, part),
             )
         key, errors = self.compress(base, calls, self.folder(0, recorded))
+        expected = steps.outputs_of(self.folder(0, original))
+        if (scale := self.denoiser.built_in_guidance) is not None:
+            expected = steps.guided_outputs(self.denoiser, expected, scale)
+            calls = steps.conditional_calls(self.denoiser, calls)
         self.step(self.last + 1, "model", content_key(key, "model"), self.save_model, publish="model")
         exported = content_key(key, "onnx", recipe.export.model_dump(mode="json"))
         onnx = self.step(
@@ -174,8 +186,8 @@ class _Run:
                 validation,
                 recipe.seed,
                 calls,
+                expected,
                 self.run.path / "onnx" / "transformer",
-                self.folder(0, original),
                 part,
             ),
         )
@@ -217,8 +229,11 @@ class _Run:
             self.done.clear_work(index, stages[index - 1].kind, keys[index])
         if finished:
             self.reload(finished, keys[finished])
+        recorded_calls = calls
         for index in range(finished + 1, len(stages) + 1):
             stage = stages[index - 1]
+            if self.denoiser.built_in_guidance is not None:
+                calls = steps.conditional_calls(self.denoiser, recorded_calls)
             log.info("stage %d/%d %s", index, len(stages), stage.kind)
             with _named(f"stage {index}/{len(stages)} {stage.kind}"):
                 facts = [self.done.records[i, stages[i - 1].kind].facts for i in range(1, index)]
@@ -239,6 +254,10 @@ class _Run:
 
     def reload(self, index: int, key: str) -> None:
         self.denoiser = steps.reload(self.denoiser, self.stage_folder(index, key))
+        for done in range(1, index + 1):
+            facts = self.done.records[done, self.recipe.stages[done - 1].kind].facts
+            if "built_in_guidance" in facts:
+                self.denoiser = self.denoiser.with_built_in_guidance(facts["built_in_guidance"])
 
     def stage_folder(self, index: int, key: str) -> Path:
         return self.done.folder(index, self.recipe.stages[index - 1].kind, key)
