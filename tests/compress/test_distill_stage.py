@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import re
 import sys
 from pathlib import Path
@@ -13,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_dit import tiny_flux, tiny_pipeline
+from tiny_dit import CLASSES, tiny_flux, tiny_pipeline
 from torch import nn
 
 from ditpress.calibrate.calls import record_calls
+from ditpress.calibrate.data import load_data, noised_calls
 from ditpress.compress import Distill, PruneDepth, check_order, parse_stage
 from ditpress.compress.distill import trainer
 from ditpress.compress.distill.losses import masked_error, relative_error, typical
@@ -24,9 +26,10 @@ from ditpress.compress.distill.optimizer import make_optimizer
 from ditpress.compress.distill.resume import FILE, SavedTraining
 from ditpress.compress.distill.stage import trained
 from ditpress.compress.distill.student_stage import block_pairs
-from ditpress.compress.stage import RunContext
+from ditpress.compress.stage import RunContext, complete
 from ditpress.errors import InputError, StageError
 from ditpress.load import Denoiser, Role, anatomy_of, load_denoiser
+from ditpress.recipes.skeleton import planned
 from ditpress.validate.paired import output_sqnr
 
 QUICK: dict[str, Any] = {
@@ -122,6 +125,50 @@ def test_only_the_named_roles_are_trained() -> None:
     assert {id(p) for p in everything} == {id(p) for p in model.transformer.parameters()}
     names = [n for n, r in model.anatomy.linears(model.transformer).items() if r is Role.QKV]
     assert len(trained(model.transformer, model.anatomy, [Role.QKV])) == 2 * len(names)
+
+
+def test_data_take_the_place_of_trajectories(tmp_path: Path) -> None:
+    path = tmp_path / "data.npz"
+    generator = np.random.default_rng(0)
+    latents = generator.standard_normal((12, 1, 8, 8)).astype(np.float32)
+    np.savez(path, latents=latents, labels=np.arange(12) % CLASSES)
+    original = denoiser()
+    found = load_data(path, original)
+    calls = noised_calls(original, found, samples=6, steps=4, guidance=2.0, seed=77, batch_size=6)
+    model, context = pruned()
+    before = output_sqnr(original.transformer, model.transformer, calls).total_db
+    stage(data=str(path)).apply_in_run(model, {}, context)
+    assert output_sqnr(original.transformer, model.transformer, calls).total_db > before + 5
+    plain, _ = pruned()
+    stage().apply_in_run(plain, {}, context)
+    state = plain.transformer.state_dict()
+    assert not all(torch.equal(t, state[name]) for name, t in model.transformer.state_dict().items())
+    # The learned masks of prune-depth see them too.
+    learned = {"rows": 6, "rank": 2, "training": {"steps": 3, "calls": 2}}
+    recorded = record_calls(original, samples=3, steps=4, guidance=2.0, seed=0)
+    facts = [
+        parse_stage({"prune-depth": fields | {"learned": learned}}).apply_calls(denoiser(), {}, recorded)
+        for fields in ({"data": str(path)}, {"data": str(path)}, {})
+    ]
+    assert facts[0] == facts[1] != facts[2]
+
+
+def test_the_data_of_a_recipe_are_known_by_their_digest(tmp_path: Path) -> None:
+    path = tmp_path / "data.npz"
+    np.savez(path, latents=np.zeros((2, 1, 8, 8), np.float32), labels=np.zeros(2, np.int64))
+    (completed,) = complete([stage(data=str(path))])
+    assert isinstance(completed, Distill)
+    assert completed.data_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert complete([completed]) == (completed,)
+    assert complete([stage()])[0].model_dump()["data_sha256"] is None
+    planned(denoiser(), [completed])
+    np.savez(path, latents=np.zeros((2, 3, 8, 8), np.float32), labels=np.zeros(2, np.int64))
+    with pytest.raises(InputError, match=r"is another file than .* set distill\.data_sha256=null"):
+        complete([completed])
+    with pytest.raises(InputError, match=r"latents are torch\.float32 \[2, 3, 8, 8\]"):
+        planned(denoiser(), [stage(data=str(path))])
+    with pytest.raises(InputError, match=r"distill\.data nowhere: no such file"):
+        complete([stage(data="nowhere")])
 
 
 class Killed(Exception):

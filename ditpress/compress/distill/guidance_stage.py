@@ -65,6 +65,7 @@ class DistillGuidance(StudentStage):
 
     def plan(self, denoiser: Denoiser, skeleton: nn.Module) -> None:
         """Structure stays. Raises InputError for a scale that guides nothing, or a model without classes."""
+        super().plan(denoiser, skeleton)
         if self.builds_in(denoiser) <= 1:
             raise InputError(
                 f"distill-guidance.guidance {self.builds_in(denoiser):g}: there is no guidance at 1; "

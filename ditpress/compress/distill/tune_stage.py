@@ -80,6 +80,7 @@ class Tune(StudentStage):
 
     def plan(self, denoiser: Denoiser, skeleton: nn.Module) -> None:
         """Structure stays. Raises InputError where nothing is low-bit."""
+        super().plan(denoiser, skeleton)
         if not any(isinstance(module, QuantizedLinear) for module in skeleton.modules()):
             raise InputError("tune: the model has no low-bit layer; put a stage such as quantize before it")
 

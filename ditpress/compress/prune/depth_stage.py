@@ -15,12 +15,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ditpress.calibrate.calls import Call
+from ditpress.calibrate.data import noised_like
+from ditpress.compress.distill.data import DataStage
 from ditpress.compress.prune.blocks import block_names, check_kept, cut_blocks
 from ditpress.compress.prune.depth_learned import Group, LearnedSpec, learn_masks
 from ditpress.compress.prune.depth_output import output_errors
 from ditpress.compress.prune.depth_similarity import block_influence
 from ditpress.compress.prune.masks import all_masks
-from ditpress.compress.stage import RunContext, Stage, register_stage
+from ditpress.compress.stage import RunContext, register_stage
 from ditpress.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,11 +35,12 @@ AROUND = frozenset({"smooth", "rotate", "subspace"})  # put modules around the l
 
 
 @register_stage
-class PruneDepth(Stage):
+class PruneDepth(DataStage):
     """Cut blocks out of the model. What is left wants to be distilled next.
 
     Criteria: ``learned`` of TinyFusion; ``output``, the additive error of LAPTOP-Diff; ``similarity``, the
-    block influence of ShortGPT; ``random``, the baseline.
+    block influence of ShortGPT; ``random``, the baseline. They look at the recorded calls, or with ``data``
+    at as many calls at noised data.
     """
 
     kind: Literal["prune-depth"] = "prune-depth"
@@ -60,12 +63,13 @@ class PruneDepth(Stage):
         description="most recorded calls, spread over the timesteps, that output and similarity look at",
     )
     learned: LearnedSpec = LearnedSpec()
-    seed: int = Field(default=0, ge=0, description="of the criterion random")
+    seed: int = Field(default=0, ge=0, description="of the criterion random, and of noise on data")
 
     def plan(self, denoiser: Denoiser, skeleton: nn.Module) -> None:
         """Which blocks go is not known before they are measured; how many is. Blocks of one list count as
         equal (in SD3.5 some have a second attention)."""
         anatomy = denoiser.anatomy
+        self.loaded_data(denoiser)
         kept = self._given(denoiser, skeleton)
         if kept is None and self.criterion == "learned":
             groups = self._groups(denoiser, skeleton)
@@ -101,7 +105,10 @@ class PruneDepth(Stage):
         scores: dict[str, float] = {}
         kept = self._given(denoiser, transformer)
         if kept is None:
-            kept, scores = self._chosen(denoiser, context.calls, context.work)
+            calls, data = context.calls, self.loaded_data(denoiser)
+            if data is not None and calls:
+                calls = noised_like(calls, denoiser, data, self.seed)
+            kept, scores = self._chosen(denoiser, calls, context.work)
         cut_blocks(transformer, anatomy, kept)
         stayed = {name: kept.get(name, list(range(count[name]))) for name in count}
         return {"kept_blocks": stayed, "block_scores": scores}
