@@ -113,6 +113,11 @@ run_options = _options(
     ),
     click.option("--dry-run", is_flag=True, help="Print size, time and memory estimates; touch nothing."),
     click.option("--fresh", is_flag=True, help="Start anew; replaces an earlier run in OUT."),
+    click.option(
+        "--data",
+        type=click.Path(path_type=Path),
+        help="Latents and labels (.npz, .safetensors) for the stages that learn; default: none are needed.",
+    ),
     _seed,
     _steps,
     _samples,
@@ -165,6 +170,7 @@ def _run(
     overrides: tuple[str, ...],
     dry_run: bool,
     fresh: bool,
+    data: Path | None,
     seed: int | None,
     steps: int | None,
     samples: int | None,
@@ -179,9 +185,12 @@ def _run(
     named: dict[str, float | None] = {"seed": seed, "validation.steps": steps, "validation.samples": samples}
     named |= {"calibration.guidance": guidance, "validation.guidance": guidance}
     settings = [*overrides, *(f"{name}={value}" for name, value in named.items() if value is not None)]
-    from ditpress.recipes.recipe import load_recipe
+    from ditpress.recipes.recipe import load_recipe, with_data
 
     parsed = load_recipe(recipe, settings)
+    if data is not None:
+        parsed = with_data(parsed, data)
+    from ditpress.processes import join
     from ditpress.recipes import show
     from ditpress.recipes.engine import load_for, run_recipe
 
@@ -195,6 +204,8 @@ def _run(
             return
         assert out is not None
         result = run_recipe(model, parsed, out, fresh=fresh, scheduler=scheduler, device=device)
+    if not join().first:
+        return
     if as_json:
         click.echo(result.report.data.to_json(), nl=False)
     elif not quiet:

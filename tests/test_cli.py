@@ -70,6 +70,8 @@ def test_version_and_recipes(capsys: pytest.CaptureFixture[str]) -> None:
         (["w4a8", "-o", "x", "--set", "quantize.weights.gruop=64"], 'did you mean "group"?'),
         (["w4a8", "nowhere-at-all", "-o", "x"], "nowhere-at-all: not found; expected zoo:NAME"),
         (["run", "nowhere.yaml", "-o", "x"], "recipe nowhere.yaml: no such file"),
+        (["w4a8", "-o", "x", "--data", "d.npz"], "recipe w4a8: has no stage that learns from data"),
+        (["prune-depth", "-o", "x", "--data", "d.npz"], "d.npz: no such file"),
         (["bench", "nowhere"], "nowhere: no run folder of ditpress"),
         (["validate", "nowhere"], "nowhere: no run folder of ditpress"),
     ],

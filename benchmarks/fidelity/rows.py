@@ -150,6 +150,7 @@ ABLATIONS: tuple[Row, ...] = (
     _ablation("svdquant", "without GPTQ", "quantize.weights.rounding=nearest"),
     _ablation("svdquant", "signed after GELU", "quantize.unsigned_after_gelu=false"),
     _ablation("mixed-4", "without smoothing", without=["smooth"]),
+    _ablation("mixed-4", "without tuning", without=["tune"]),
     _ablation("vq-2bit", "without block calibration", "vq.blocks=null"),
     _ablation("vq-2bit", "without end-to-end tuning", "vq.finetune=null"),
     _ablation("vq-2bit", "without either", "vq.blocks=null", "vq.finetune=null"),

@@ -2,7 +2,9 @@
 
 from ditpress.callable_package import make_callable
 from ditpress.compress.allocate.stage import Mixed
+from ditpress.compress.distill.guidance_stage import DistillGuidance
 from ditpress.compress.distill.stage import Distill
+from ditpress.compress.distill.tune_stage import Tune
 from ditpress.compress.prune.depth_stage import PruneDepth
 from ditpress.compress.prune.width_stage import PruneWidth
 from ditpress.compress.quantize.stage import Quantize
@@ -18,6 +20,7 @@ make_callable(__name__)
 __all__ = [
     "STAGES",
     "Distill",
+    "DistillGuidance",
     "Mixed",
     "PruneDepth",
     "PruneWidth",
@@ -27,6 +30,7 @@ __all__ = [
     "Stage",
     "SubspaceStage",
     "Ternary",
+    "Tune",
     "VectorQuantize",
     "check_order",
     "parse_stage",

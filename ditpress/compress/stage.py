@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ditpress.compress.schema import Settings, parse, suggest
 from ditpress.errors import InputError
+from ditpress.processes import ALONE, Processes
 
 if TYPE_CHECKING:
     from ditpress.calibrate.calibration import Want
@@ -30,12 +31,14 @@ class RunContext:
         facts: what the stages before found out, in order.
         work: a folder of the stage's own for what a killed run goes on from. The stage makes it when it needs
             it; it goes when the stage is done. None: nothing is kept.
+        processes: that apply the stage together, where it is one that can be ``shared``.
     """
 
     calls: Sequence[Call] = ()
     original: Callable[[], Denoiser] | None = None
     facts: Sequence[Mapping[str, Any]] = ()
     work: Path | None = None
+    processes: Processes = ALONE
 
 
 class Stage(Settings, ABC):
@@ -51,6 +54,7 @@ class Stage(Settings, ABC):
     not_after: ClassVar[frozenset[str]] = frozenset()  # kinds that must not come earlier in the recipe
     not_before: ClassVar[frozenset[str]] = frozenset()  # kinds that must not come later
     needs_calls: ClassVar[bool] = False
+    shared: ClassVar[bool] = False  # whether several processes can apply it together, as of torchrun
     float_copies: ClassVar[int] = 3  # models in float32 that are held at the worst moment, for estimates
     saved_copies: ClassVar[int] = 0  # models in float32 that its unfinished work takes on disk
 
@@ -72,6 +76,11 @@ class Stage(Settings, ABC):
         With guidance, both halves of the doubled batch are one image. A training step counts three.
         """
         return 0.0
+
+    def builds_in(self, denoiser: Denoiser) -> float | None:
+        """The scale of classifier-free guidance that the transformer gives by itself after this stage; most
+        build in none. The stage then has ``built_in_guidance`` among its facts."""
+        return None
 
     @abstractmethod
     def apply(self, denoiser: Denoiser, statistics: Mapping[Want, Tensor]) -> None:

@@ -18,7 +18,7 @@ from ditpress.load.anatomy import Anatomy, anatomy_of, tie_shared
 from ditpress.load.assemble import load_pipeline, load_scheduler
 from ditpress.load.conditions import PROMPTS, cycle
 from ditpress.load.fingerprint import fingerprint_of
-from ditpress.load.pipelines import ClassConditionalPipeline
+from ditpress.load.pipelines import ClassConditionalPipeline, build_in_guidance, built_in_guidance
 from ditpress.load.source import Source, resolve
 from ditpress.load.stepbar import one_bar
 from ditpress.load.weights import check_finite
@@ -125,6 +125,19 @@ class Denoiser:
             arguments[self._guidance_name] = guidance
         images = self.pipeline(**arguments).images
         return images.float().cpu().clamp(0, 1)
+
+    @property
+    def built_in_guidance(self) -> float | None:
+        """The scale of the guidance that the transformer gives by itself, in one pass, or None."""
+        return built_in_guidance(self.pipeline)
+
+    def with_built_in_guidance(self, scale: float) -> Denoiser:
+        """The same around a transformer that has learned to give guided predictions.
+
+        Raises:
+            InputError: no class-conditional pipeline.
+        """
+        return Denoiser(build_in_guidance(self.pipeline, scale), self.source, self.anatomy, self.fingerprint)
 
     def with_transformer(self, transformer: Any) -> Denoiser:
         """The same pipeline, scheduler and source around another transformer (also an ONNX one)."""

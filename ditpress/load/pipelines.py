@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    DiTPipeline,
+    ImagePipelineOutput,
+    ModelMixin,
+    SchedulerMixin,
+)
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
@@ -25,7 +33,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
     [B, C, H, W], ``timestep`` [B], ``class_labels`` [B]; with guidance B is doubled, conditional half first.
 
     ``id2label`` names the classes, ``caption`` turns a name into a text ("a photo of a {label}");
-    ``default_steps`` and ``default_guidance`` apply where a call does not say.
+    ``default_steps`` and ``default_guidance`` apply where a call does not say. With ``built_in_guidance`` the
+    transformer gives guided predictions by itself, at this scale: one pass a step, without doubling.
     """
 
     model_cpu_offload_seq = "transformer->vae"
@@ -44,7 +53,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
         Args:
             class_labels: class indices, 0 .. number of classes (the last one is the null class).
-            guidance_scale: no doubling and no guidance at 1 or below.
+            guidance_scale: no doubling and no guidance at 1 or below; of a model with built-in guidance its
+                own scale, or None.
             num_inference_steps: denoising steps.
             generator: one for all images, or one per image.
             output_type: "pil", "np" [n, H, W, C], "pt" [n, C, H, W], both in 0..1, or "latent": what the
@@ -60,7 +70,13 @@ class ClassConditionalPipeline(DiffusionPipeline):
         config = self.transformer.config
         device = self._execution_device
         labels = self._labels(class_labels, device)
-        guided = guidance_scale > 1
+        built_in = self.config.built_in_guidance
+        if built_in is not None and guidance_scale != built_in:
+            raise InputError(
+                f"guidance_scale {guidance_scale:g}: this model has guidance of scale {built_in:g} built in; "
+                "leave guidance_scale out, or give that one"
+            )
+        guided = guidance_scale > 1 and built_in is None
         if guided:
             labels = torch.cat([labels, torch.full_like(labels, config.num_embeds_ada_norm)])
 
@@ -112,12 +128,21 @@ class ClassConditionalPipeline(DiffusionPipeline):
         return torch.tensor([int(label) for label in class_labels], device=device)
 
     def _configure(
-        self, id2label: dict | None, caption: str, default_steps: int, default_guidance: float
+        self,
+        id2label: dict | None,
+        caption: str,
+        default_steps: int,
+        default_guidance: float,
+        built_in_guidance: float | None,
     ) -> None:
         # JSON turns the keys into strings: keep one form, so that a saved pipeline equals the loaded one.
         labels = None if id2label is None else {str(index): name for index, name in id2label.items()}
         self.register_to_config(
-            id2label=labels, caption=caption, default_steps=default_steps, default_guidance=default_guidance
+            id2label=labels,
+            caption=caption,
+            default_steps=default_steps,
+            default_guidance=default_guidance,
+            built_in_guidance=built_in_guidance,
         )
 
 
@@ -134,10 +159,11 @@ class PixelDiTPipeline(ClassConditionalPipeline):
         caption: str = "a photo of a {label}",
         default_steps: int = 50,
         default_guidance: float = 4.0,
+        built_in_guidance: float | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(transformer=transformer, scheduler=scheduler)
-        self._configure(id2label, caption, default_steps, default_guidance)
+        self._configure(id2label, caption, default_steps, default_guidance, built_in_guidance)
 
     def _decode(self, x: Tensor) -> Tensor:
         return (x / 2 + 0.5).clamp(0, 1)
@@ -162,10 +188,11 @@ class LatentDiTPipeline(ClassConditionalPipeline):
         caption: str = "a photo of a {label}",
         default_steps: int = 50,
         default_guidance: float = 4.0,
+        built_in_guidance: float | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
-        self._configure(id2label, caption, default_steps, default_guidance)
+        self._configure(id2label, caption, default_steps, default_guidance, built_in_guidance)
 
     def _decode(self, x: Tensor) -> Tensor:
         if self.vae is None:
@@ -173,6 +200,32 @@ class LatentDiTPipeline(ClassConditionalPipeline):
             return (x[:, :channels] / 6 + 0.5).clamp(0, 1)
         decoded = self.vae.decode((x / self.vae.config.scaling_factor).to(self.vae.dtype)).sample
         return (decoded / 2 + 0.5).clamp(0, 1)
+
+
+def build_in_guidance(pipeline: DiffusionPipeline, scale: float) -> ClassConditionalPipeline:
+    """A pipeline of the same parts that takes its transformer for one with guidance of ``scale`` built in.
+
+    Diffusers' own ``DiTPipeline`` would guide a second time; it becomes a :class:`LatentDiTPipeline`.
+
+    Raises:
+        InputError: no class-conditional pipeline.
+    """
+    if isinstance(pipeline, DiTPipeline):
+        labels = getattr(pipeline.config, "id2label", None)
+        made = LatentDiTPipeline(pipeline.transformer, pipeline.scheduler, pipeline.vae, labels)
+    elif isinstance(pipeline, ClassConditionalPipeline):
+        made = copy.copy(pipeline)
+    else:
+        raise InputError(
+            f"{type(pipeline).__name__}: guidance can be built into class-conditional models only, as DiT"
+        )
+    made.register_to_config(default_guidance=scale, built_in_guidance=scale)
+    return made
+
+
+def built_in_guidance(pipeline: DiffusionPipeline) -> float | None:
+    """The scale of the guidance that the transformer of ``pipeline`` gives by itself, or None."""
+    return pipeline.config.built_in_guidance if isinstance(pipeline, ClassConditionalPipeline) else None
 
 
 def register_pipelines() -> None:

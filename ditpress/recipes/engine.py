@@ -10,6 +10,7 @@ import contextlib
 import copy
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from ditpress.calibrate.calls import Call, load_calls
 from ditpress.compress.stage import RunContext, complete
 from ditpress.errors import DitpressError, InputError, StageError
 from ditpress.load.denoiser import Denoiser, load_denoiser
+from ditpress.processes import ALONE, Processes, join
 from ditpress.recipes import bench, steps
 from ditpress.recipes.checkpoint import Checkpoints, Manifest, content_key
 from ditpress.recipes.conclude import conclude
 from ditpress.recipes.estimate import disk_bytes
+from ditpress.recipes.follow import Task, absolute, follow
 from ditpress.recipes.recipe import Recipe
 from ditpress.recipes.result import Result
 from ditpress.recipes.run import RunFolder, open_run
@@ -49,8 +52,16 @@ def load_for(
     denoiser = _load(model, recipe, scheduler, device)
     recipe = recipe.model_copy(update={"stages": complete(recipe.stages)})
     planned(denoiser, recipe.stages)
-    guidance = denoiser.default_guidance
     calibration, validation = recipe.calibration, recipe.validation
+    guidance = denoiser.default_guidance
+    for stage in recipe.stages:
+        scale = stage.builds_in(denoiser)
+        guidance = guidance if scale is None else scale
+        if scale is not None and validation.guidance not in (None, scale):
+            raise InputError(
+                f"validation.guidance {validation.guidance:g}: {stage.kind} builds in {scale:g}, and the "
+                "result draws at no other scale; give both the same"
+            )
     if calibration.guidance is None:
         calibration = calibration.model_copy(update={"guidance": guidance})
     if validation.guidance is None:
@@ -81,6 +92,8 @@ def run_recipe(
 ) -> Result:
     """Run ``recipe`` on ``model`` and write the run folder ``out``; resumes an earlier run of the same.
 
+    Under torchrun the processes share the stages that train; the first one does all the rest.
+
     Args:
         model: see :func:`ditpress.load.source.resolve`, or a diffusers pipeline, which is left as it is.
         recipe: what to do.
@@ -93,7 +106,12 @@ def run_recipe(
         InputError: bad model, recipe or ``out``, or a full disk; nothing is half-written.
         StageError: a stage failed.
     """
+    processes = join()
     denoiser, recipe = load_for(model, recipe, scheduler=scheduler, device=device)
+    load = partial(_load, model, recipe, scheduler, device)
+    if not processes.first:
+        follow(denoiser, recipe, partial(_original, denoiser, load), processes)
+        return Result(Path(out))
     identity = {
         "key": content_key(denoiser.fingerprint, recipe.compression()),
         "model": denoiser.source.spec,
@@ -105,19 +123,27 @@ def run_recipe(
     path = Path(out)
     with open_run(path, identity, fresh=fresh, needed=disk_bytes(denoiser, recipe)) as run:
         run.write("recipe.yaml", recipe.to_yaml().encode())
-        return _Run(denoiser, recipe, run, partial(_load, model, recipe, scheduler, device)).go()
+        result = _Run(denoiser, recipe, run, load, processes).go()
+    processes.shared()  # the others are done too
+    return result
 
 
 class _Run:
     """One run under way; ``load`` gives the model as it was, again."""
 
     def __init__(
-        self, denoiser: Denoiser, recipe: Recipe, run: RunFolder, load: Callable[[], Denoiser]
+        self,
+        denoiser: Denoiser,
+        recipe: Recipe,
+        run: RunFolder,
+        load: Callable[[], Denoiser],
+        processes: Processes = ALONE,
     ) -> None:
         self.denoiser = denoiser
         self.recipe = recipe
         self.run = run
         self.load = load
+        self.processes = processes
         self.done = Checkpoints(run)
         self.last = len(recipe.stages)
 
@@ -141,7 +167,11 @@ class _Run:
                 content_key(base, bench.ORIGINAL),
                 lambda part: bench.export_original(self.denoiser, calls, part),
             )
-        key, errors = self.compress(base, calls)
+        key, errors = self.compress(base, calls, self.folder(0, recorded))
+        expected = steps.outputs_of(self.folder(0, original))
+        if (scale := self.denoiser.built_in_guidance) is not None:
+            expected = steps.guided_outputs(self.denoiser, expected, scale)
+            calls = steps.conditional_calls(self.denoiser, calls)
         self.step(self.last + 1, "model", content_key(key, "model"), self.save_model, publish="model")
         exported = content_key(key, "onnx", recipe.export.model_dump(mode="json"))
         onnx = self.step(
@@ -156,8 +186,8 @@ class _Run:
                 validation,
                 recipe.seed,
                 calls,
+                expected,
                 self.run.path / "onnx" / "transformer",
-                self.folder(0, original),
                 part,
             ),
         )
@@ -185,7 +215,7 @@ class _Run:
             records=[record for _, record in sorted(self.done.records.items())],
         )
 
-    def compress(self, base: str, calls: list[Call]) -> tuple[str, dict[str, Any]]:
+    def compress(self, base: str, calls: list[Call], recorded: Path) -> tuple[str, dict[str, Any]]:
         """Apply the stages that are not done yet; the key of the last one, and the error of each layer."""
         stages = self.recipe.stages
         keys = [base]
@@ -199,16 +229,20 @@ class _Run:
             self.done.clear_work(index, stages[index - 1].kind, keys[index])
         if finished:
             self.reload(finished, keys[finished])
+        recorded_calls = calls
         for index in range(finished + 1, len(stages) + 1):
             stage = stages[index - 1]
+            if self.denoiser.built_in_guidance is not None:
+                calls = steps.conditional_calls(self.denoiser, recorded_calls)
             log.info("stage %d/%d %s", index, len(stages), stage.kind)
             with _named(f"stage {index}/{len(stages)} {stage.kind}"):
-                context = RunContext(
-                    calls,
-                    self.original,
-                    [self.done.records[i, stages[i - 1].kind].facts for i in range(1, index)],
-                    self.done.work(index, stage.kind, keys[index]),
-                )
+                facts = [self.done.records[i, stages[i - 1].kind].facts for i in range(1, index)]
+                work = self.done.work(index, stage.kind, keys[index])
+                context = RunContext(calls, partial(_original, self.denoiser, self.load), facts, work)
+                if stage.shared and self.processes.size > 1:
+                    context = replace(context, processes=self.processes)
+                    start = None if index == 1 else absolute(self.stage_folder(index - 1, keys[index - 1]))
+                    self.processes.shared(Task(index, start, absolute(recorded), facts, absolute(work)))
                 fill = partial(steps.apply_stage, stage, self.denoiser, calls, context=context)
                 self.done.do(index, stage.kind, keys[index], fill)
             self.done.clear_work(index, stage.kind, keys[index])
@@ -218,18 +252,15 @@ class _Run:
             errors |= record.facts.get("layer_errors", {})
         return keys[-1], errors
 
-    def original(self) -> Denoiser:
-        """The model as it was before all stages, in the pipeline of this run."""
-        loaded = self.load()
-        if loaded.fingerprint != self.denoiser.fingerprint:
-            raise InputError(
-                f"{self.denoiser.source.spec} was changed while the run was under way; run again with --fresh"
-            )
-        return self.denoiser.with_transformer(loaded.transformer)
-
     def reload(self, index: int, key: str) -> None:
-        kind = self.recipe.stages[index - 1].kind
-        self.denoiser = steps.reload(self.denoiser, self.done.folder(index, kind, key))
+        self.denoiser = steps.reload(self.denoiser, self.stage_folder(index, key))
+        for done in range(1, index + 1):
+            facts = self.done.records[done, self.recipe.stages[done - 1].kind].facts
+            if "built_in_guidance" in facts:
+                self.denoiser = self.denoiser.with_built_in_guidance(facts["built_in_guidance"])
+
+    def stage_folder(self, index: int, key: str) -> Path:
+        return self.done.folder(index, self.recipe.stages[index - 1].kind, key)
 
     def save_model(self, part: Path) -> None:
         steps.save_model(self.denoiser, part)
@@ -255,6 +286,16 @@ class _Run:
 
     def folder(self, index: int, manifest: Manifest) -> Path:
         return self.done.folder(index, manifest.name, manifest.key)
+
+
+def _original(denoiser: Denoiser, load: Callable[[], Denoiser]) -> Denoiser:
+    """The model as it was before all stages, in the pipeline of this run."""
+    loaded = load()
+    if loaded.fingerprint != denoiser.fingerprint:
+        raise InputError(
+            f"{denoiser.source.spec} was changed while the run was under way; run again with --fresh"
+        )
+    return denoiser.with_transformer(loaded.transformer)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, field_validator
 
 from ditpress.compress import Stage, check_order, parse_stage
+from ditpress.compress.distill.data import DataStage
 from ditpress.compress.schema import Settings, parse, suggest
 from ditpress.errors import InputError
 from ditpress.recipes.builtin import builtin_names
@@ -113,6 +115,21 @@ def load_recipe(recipe: str | Path | Recipe, overrides: Sequence[str] = ()) -> R
     if not overrides:
         return parsed
     return parse(Recipe, apply_overrides(parsed.to_data(), overrides), parsed.name)
+
+
+def with_data(recipe: Recipe, path: Path) -> Recipe:
+    """``recipe`` with the file ``path`` as the data of every stage that can learn from data.
+
+    Raises:
+        InputError: there is no such stage.
+    """
+    if not any(isinstance(stage, DataStage) for stage in recipe.stages):
+        raise InputError(f"recipe {recipe.name}: has no stage that learns from data; leave --data out")
+    update = {"data": os.path.abspath(path), "data_sha256": None}  # a resumed run may stand elsewhere
+    stages = (
+        stage.model_copy(update=update) if isinstance(stage, DataStage) else stage for stage in recipe.stages
+    )
+    return recipe.model_copy(update={"stages": tuple(stages)})
 
 
 def _read(recipe: str | Path) -> dict[str, Any]:

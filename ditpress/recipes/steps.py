@@ -14,6 +14,7 @@ from torch import Tensor
 from ditpress.calibrate.calibration import Calibration
 from ditpress.calibrate.calls import Call, record_calls, save_calls
 from ditpress.compress import Stage
+from ditpress.compress.distill.guidance import conditional, guided
 from ditpress.compress.stage import RunContext
 from ditpress.errors import InputError
 from ditpress.export.onnx import export_transformer
@@ -59,6 +60,24 @@ def draw_original(
         str(index): run_call(denoiser.transformer, call) for index, call in enumerate(track(calls, "outputs"))
     }
     save_file(outputs, folder / OUTPUTS)
+
+
+def outputs_of(original: Path) -> list[Tensor]:
+    """The outputs of the recorded calls that :func:`draw_original` wrote."""
+    found = load_file(original / OUTPUTS)
+    return [found[str(index)] for index in range(len(found))]
+
+
+def conditional_calls(denoiser: Denoiser, calls: Sequence[Call]) -> list[Call]:
+    """The halves of calls recorded with guidance that a model with built-in guidance gets."""
+    null_class = denoiser.transformer.config.num_embeds_ada_norm
+    return [conditional(call, null_class) for call in calls]
+
+
+def guided_outputs(denoiser: Denoiser, outputs: Sequence[Tensor], scale: float) -> list[Tensor]:
+    """What such a model should answer, from the original's outputs of both halves."""
+    channels = denoiser.transformer.config.in_channels
+    return [guided(output, scale, channels) for output in outputs]
 
 
 def first_seed(seed: int) -> int:
@@ -144,18 +163,18 @@ def draw_compressed(
     spec: ValidationSpec,
     seed: int,
     calls: Sequence[Call],
+    expected: Sequence[Tensor],
     onnx: Path,
-    original: Path,
     folder: Path,
 ) -> dict[str, Any]:
-    """Images through the exported ONNX; facts: the error of its outputs on the recorded calls."""
+    """Images through the exported ONNX; facts: the error of its outputs on ``calls``, which should be
+    ``expected``."""
     transformer = OnnxTransformer(onnx)
     if spec.samples:
         shipped = denoiser.with_transformer(transformer)
         save_file({"images": draw(shipped, spec, seed, "samples of the compressed")}, folder / SAMPLES)
-    expected = load_file(original / OUTPUTS)
-    order = iter(range(len(calls)))
-    sqnr = output_sqnr(lambda **_: expected[str(next(order))], transformer, calls)
+    order = iter(expected)
+    sqnr = output_sqnr(lambda **_: next(order), transformer, calls)
     return {"sqnr_db": sqnr.total_db, "sqnr_by_timestep": sorted(sqnr.by_timestep.items(), reverse=True)}
 
 

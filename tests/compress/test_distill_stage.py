@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny_dit import tiny_flux, tiny_pipeline
+from safetensors.torch import load_file
+from tiny_dit import CLASSES, tiny_flux, tiny_pipeline
 from torch import nn
 
 from ditpress.calibrate.calls import record_calls
+from ditpress.calibrate.data import load_data, noised_calls
 from ditpress.compress import Distill, PruneDepth, check_order, parse_stage
 from ditpress.compress.distill import trainer
 from ditpress.compress.distill.losses import masked_error, relative_error, typical
+from ditpress.compress.distill.optimizer import make_optimizer
 from ditpress.compress.distill.resume import FILE, SavedTraining
-from ditpress.compress.distill.stage import block_pairs, trained
-from ditpress.compress.stage import RunContext
+from ditpress.compress.distill.stage import trained
+from ditpress.compress.distill.student_stage import block_pairs
+from ditpress.compress.stage import RunContext, complete
 from ditpress.errors import InputError, StageError
 from ditpress.load import Denoiser, Role, anatomy_of, load_denoiser
+from ditpress.recipes.skeleton import planned
 from ditpress.validate.paired import output_sqnr
 
 QUICK: dict[str, Any] = {
@@ -118,6 +127,50 @@ def test_only_the_named_roles_are_trained() -> None:
     assert len(trained(model.transformer, model.anatomy, [Role.QKV])) == 2 * len(names)
 
 
+def test_data_take_the_place_of_trajectories(tmp_path: Path) -> None:
+    path = tmp_path / "data.npz"
+    generator = np.random.default_rng(0)
+    latents = generator.standard_normal((12, 1, 8, 8)).astype(np.float32)
+    np.savez(path, latents=latents, labels=np.arange(12) % CLASSES)
+    original = denoiser()
+    found = load_data(path, original)
+    calls = noised_calls(original, found, samples=6, steps=4, guidance=2.0, seed=77, batch_size=6)
+    model, context = pruned()
+    before = output_sqnr(original.transformer, model.transformer, calls).total_db
+    stage(data=str(path)).apply_in_run(model, {}, context)
+    assert output_sqnr(original.transformer, model.transformer, calls).total_db > before + 5
+    plain, _ = pruned()
+    stage().apply_in_run(plain, {}, context)
+    state = plain.transformer.state_dict()
+    assert not all(torch.equal(t, state[name]) for name, t in model.transformer.state_dict().items())
+    # The learned masks of prune-depth see them too.
+    learned = {"rows": 6, "rank": 2, "training": {"steps": 3, "calls": 2}}
+    recorded = record_calls(original, samples=3, steps=4, guidance=2.0, seed=0)
+    facts = [
+        parse_stage({"prune-depth": fields | {"learned": learned}}).apply_calls(denoiser(), {}, recorded)
+        for fields in ({"data": str(path)}, {"data": str(path)}, {})
+    ]
+    assert facts[0] == facts[1] != facts[2]
+
+
+def test_the_data_of_a_recipe_are_known_by_their_digest(tmp_path: Path) -> None:
+    path = tmp_path / "data.npz"
+    np.savez(path, latents=np.zeros((2, 1, 8, 8), np.float32), labels=np.zeros(2, np.int64))
+    (completed,) = complete([stage(data=str(path))])
+    assert isinstance(completed, Distill)
+    assert completed.data_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert complete([completed]) == (completed,)
+    assert complete([stage()])[0].model_dump()["data_sha256"] is None
+    planned(denoiser(), [completed])
+    np.savez(path, latents=np.zeros((2, 3, 8, 8), np.float32), labels=np.zeros(2, np.int64))
+    with pytest.raises(InputError, match=r"is another file than .* set distill\.data_sha256=null"):
+        complete([completed])
+    with pytest.raises(InputError, match=r"latents are torch\.float32 \[2, 3, 8, 8\]"):
+        planned(denoiser(), [stage(data=str(path))])
+    with pytest.raises(InputError, match=r"distill\.data nowhere: no such file"):
+        complete([stage(data="nowhere")])
+
+
 class Killed(Exception):
     pass
 
@@ -187,6 +240,76 @@ def test_a_rate_far_too_high_leaves_finite_weights() -> None:
     with pytest.raises(StageError, match=r"the (loss|gradient) is (nan|inf) at step \d+; lower"):
         stage(training=training).apply_in_run(model, {}, context)
     assert all(tensor.isfinite().all() for tensor in model.transformer.state_dict().values())
+
+
+@pytest.mark.parametrize("broken", [6, 8])
+def test_a_loss_that_turns_nan_stops_and_keeps_the_last_good_state(
+    broken: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, context = pruned()
+    parameters = list(model.transformer.parameters())
+    good: list[torch.Tensor] = []
+    steps, taken = torch.optim.AdamW.step, 0
+
+    def step(self: torch.optim.AdamW, *args: Any) -> Any:
+        nonlocal taken
+        taken += 1
+        if taken == 5:  # four steps are done
+            good.extend(parameter.detach().clone() for parameter in parameters)
+        found = steps(self, *args)
+        if taken == broken:
+            with torch.no_grad():
+                parameters[3].fill_(float("nan"))
+        return found
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    work = tmp_path / "work"
+    context = RunContext(original=context.original, facts=context.facts, work=work)
+    message = (
+        f"the loss is nan at step {broken}; lower the learning rate. The state after 4 steps is kept in "
+    )
+    with pytest.raises(StageError, match=re.escape(message + str(work / FILE))):
+        stage().apply_in_run(model, {}, context)
+    saved = load_file(work / FILE)
+    assert all(torch.equal(saved[f"{i}.parameter"], tensor) for i, tensor in enumerate(good))
+    assert len(saved["history"]) == 4
+    assert saved["history"].isfinite().all()
+
+
+def test_moments_of_8_bits_are_refused_without_a_gpu_or_their_library(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, context = pruned()
+    training = QUICK["training"] | {"optimizer": "adamw8bit"}
+    with pytest.raises(
+        InputError, match="adamw8bit: its kernels need a GPU, the model is on cpu; give --dev"
+    ):
+        stage(training=training).apply_in_run(model, {}, context)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    on_gpu = SimpleNamespace(device=torch.device("cuda"))
+    with pytest.raises(InputError, match="needs bitsandbytes, which is not installed; pip install"):
+        make_optimizer("adamw8bit", [{"params": [on_gpu], "lr": 1.0}], 0.0)
+
+
+class CountsInPython(torch.optim.SGD):
+    """Keeps what the optimizers of bitsandbytes keep: bytes, tables, and a count in Python."""
+
+
+def test_any_optimizer_resumes(tmp_path: Path) -> None:
+    parameter = nn.Parameter(torch.ones(3))
+    state = {"step": 7, "state1": torch.arange(3, dtype=torch.uint8), "qmap1": torch.rand(4)}
+    optimizer = CountsInPython([parameter])
+    optimizer.state[parameter] = dict(state)
+    SavedTraining(tmp_path, 1).save([parameter], optimizer, [torch.zeros(3)], [0.5, 0.25])
+    other, average = CountsInPython([parameter]), [torch.ones(3)]
+    assert SavedTraining(tmp_path, 1).load([parameter], other, average) == [0.5, 0.25]
+    found = other.state[parameter]
+    assert found.keys() == state.keys()
+    assert (found["step"], type(found["step"])) == (7, int)
+    assert torch.equal(found["state1"], state["state1"])
+    assert torch.equal(found["qmap1"], state["qmap1"])
+    assert torch.equal(average[0], torch.zeros(3))
+    assert SavedTraining(tmp_path, 1).steps() == 2
 
 
 def test_refusals() -> None:

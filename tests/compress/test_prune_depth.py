@@ -15,11 +15,13 @@ from torch import nn
 from ditpress.calibrate.calls import Call, record_calls
 from ditpress.compress import PruneDepth, check_order, parse_stage
 from ditpress.compress.distill.lora import low_rank_updates
+from ditpress.compress.distill.resume import FILE
 from ditpress.compress.prune.blocks import cut_blocks, gated
 from ditpress.compress.prune.depth_learned import Gates, Group, LearnedSpec
 from ditpress.compress.prune.depth_output import output_errors
 from ditpress.compress.prune.depth_similarity import block_influence
 from ditpress.compress.prune.masks import all_masks, gumbel_noise, sample_mask
+from ditpress.compress.stage import RunContext
 from ditpress.errors import InputError
 from ditpress.load import Denoiser, anatomy_of, load_denoiser
 from ditpress.recipes.skeleton import planned
@@ -282,6 +284,38 @@ def test_learned_masks_find_the_blocks_that_do_nothing(planted: tuple[int, int])
     assert set(after) == set(expected) < set(before)
     assert all(torch.equal(after[name], expected[name]) for name in expected)
     assert not any(module._forward_hooks for module in model.transformer.modules())
+
+
+class Killed(Exception):
+    pass
+
+
+def test_resumed_masks_are_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learned = LEARNED | {"save_every": 4, "training": LEARNED["training"] | {"steps": 14}}
+    whole = denoiser()
+    expected = stage(learned=learned).apply_calls(whole, {}, recorded(whole))
+    steps = torch.optim.AdamW.step
+    taken = 0
+
+    def step(self: torch.optim.AdamW, *args: Any) -> Any:
+        nonlocal taken
+        taken += 1
+        if taken == 11:
+            raise Killed
+        return steps(self, *args)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    first = denoiser()
+    context = RunContext(recorded(first), work=tmp_path / "work")
+    with pytest.raises(Killed):
+        stage(learned=learned).apply_in_run(first, {}, context)
+    assert (tmp_path / "work" / FILE).is_file()
+    again = denoiser()
+    facts = stage(learned=learned).apply_in_run(again, {}, context)
+    assert taken == 11 + 14 - 8  # ten steps, of which eight were saved, and the one that was killed
+    assert facts == expected  # the probabilities of all blocks, float by float
+    state, resumed = whole.transformer.state_dict(), again.transformer.state_dict()
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in state.items())
 
 
 def test_low_rank_updates_leave_the_weights_alone() -> None:

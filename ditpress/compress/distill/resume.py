@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -16,6 +18,16 @@ from ditpress.files import atomic_file
 log = logging.getLogger(__name__)
 
 FILE = "training.safetensors"
+
+
+class Stateful(Protocol):
+    """What changes in training beside the parameters: a random generator, a schedule."""
+
+    def training_state(self) -> dict[str, Tensor]:
+        """All of it, under names without dots."""
+
+    def set_training_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what :meth:`training_state` gave."""
 
 
 class SavedTraining:
@@ -27,11 +39,13 @@ class SavedTraining:
     Args:
         folder: where the file lies; made at the first save.
         every: steps between two saves.
+        other: of a student that changes by more than its parameters, the rest.
     """
 
-    def __init__(self, folder: Path, every: int) -> None:
+    def __init__(self, folder: Path, every: int, other: Stateful | None = None) -> None:
         self.path = folder / FILE
         self.every = every
+        self.other = other
 
     def save(
         self,
@@ -49,9 +63,11 @@ class SavedTraining:
         for index, parameter in enumerate(parameters):
             tensors[f"{index}.parameter"] = parameter.detach()
             for key, value in optimizer.state[parameter].items():
-                tensors[f"{index}.{key}"] = value
+                tensors[f"{index}.{key}"] = torch.as_tensor(value)  # some count their steps in Python
         for index, tensor in enumerate(average or ()):
             tensors[f"{index}.average"] = tensor
+        if self.other is not None:
+            tensors |= {f"other.{key}": value for key, value in self.other.training_state().items()}
         with atomic_file(self.path) as temporary:
             save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, temporary)
 
@@ -74,15 +90,36 @@ class SavedTraining:
         except (SafetensorError, OSError, KeyError) as error:
             log.warning("%s cannot be read (%s); training starts anew", self.path, error)
             return []
+        moments: dict[str, dict[str, Tensor]] = defaultdict(dict)
+        for name, tensor in tensors.items():
+            owner, _, key = name.partition(".")
+            moments[owner][key] = tensor
         for index, parameter in enumerate(parameters):
-            parameter.copy_(tensors.pop(f"{index}.parameter"))
+            state = moments[str(index)]
+            parameter.copy_(state.pop("parameter"))
             if average is not None:
-                average[index].copy_(tensors.pop(f"{index}.average"))
-            # Copies: tensors of a mapped file lie at other alignments than those that the optimizer makes.
-            # Its count of steps is on the CPU wherever the parameters are.
-            optimizer.state[parameter] = {
-                key: torch.empty_like(value, device=parameter.device if value.dim() else "cpu").copy_(value)
-                for key in ("step", "exp_avg", "exp_avg_sq")
-                if (value := tensors.pop(f"{index}.{key}", None)) is not None
-            }
+                average[index].copy_(state.pop("average"))
+            if state:
+                optimizer.state[parameter] = {key: _own(value, parameter) for key, value in state.items()}
+        if self.other is not None:
+            self.other.set_training_state({k: tensor.clone() for k, tensor in moments["other"].items()})
         return history
+
+    def steps(self) -> int:
+        """How many steps the file holds; 0 where there is none that can be read."""
+        try:
+            with safe_open(self.path, "pt") as file:
+                return int(file.get_slice("history").get_shape()[0])
+        except (SafetensorError, OSError):
+            return 0
+
+
+def _own(value: Tensor, parameter: Tensor) -> Any:
+    """A saved value as the optimizer made it.
+
+    Copies: tensors of a mapped file lie at other alignments than those that the optimizer makes. A count of
+    steps is on the CPU wherever the parameters are, or a whole number of Python's.
+    """
+    if value.dim() == 0:
+        return value.clone() if value.is_floating_point() else int(value)
+    return torch.empty_like(value, device=parameter.device).copy_(value)

@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from ditpress.compress.distill.losses import masked_error, relative_error
-from ditpress.compress.distill.resume import SavedTraining
-from ditpress.compress.distill.trainer import Training, distill
-from ditpress.compress.distill.trajectory_stage import TrajectoryStage
+from ditpress.compress.distill.student_stage import StudentStage
+from ditpress.compress.distill.trainer import Training
 from ditpress.compress.stage import RunContext, register_stage
 from ditpress.errors import InputError
 from ditpress.load.anatomy import Anatomy, Role
@@ -39,12 +37,8 @@ class DistillTraining(Training):
 
 
 @register_stage
-class Distill(TrajectoryStage):
-    """Train the float model that the stages before left to answer as the original does.
-
-    Blocks are compared after each block of the student with the original's hidden state at the same place:
-    where the next kept block begins.
-    """
+class Distill(StudentStage):
+    """Train the float model that the stages before left to answer as the original does."""
 
     kind: Literal["distill"] = "distill"
     first_seed: ClassVar[int] = 3_000_000
@@ -52,50 +46,20 @@ class Distill(TrajectoryStage):
         {"quantize", "ternary", "vq", "mixed", "smooth", "rotate", "subspace"}
     )
     float_copies: ClassVar[int] = 7  # original, student, gradient, two moments, average, and the pipeline's
-    saved_copies: ClassVar[int] = 8  # parameters, two moments, average; old and new while one is replaced
 
     train: tuple[Role, ...] | None = Field(
         default=None, description="roles of the linears to train; null: every parameter of the model"
     )
-    feature_loss: Literal["masked", "normalized"] = Field(
-        default="masked",
-        description="masked: without outliers beyond two sigmas (TinyFusion); normalized: all (LAPTOP-Diff)",
-    )
-    bf16: bool = Field(default=True, description="on GPUs compute in bfloat16; parameters stay float32")
-    save_every: int = Field(default=200, ge=1, description="steps between saves that a killed run resumes")
     training: DistillTraining = DistillTraining()
-
-    def apply(self, denoiser: Denoiser, statistics: Mapping[Want, Tensor]) -> None:
-        self.apply_in_run(denoiser, statistics, RunContext())
 
     def apply_in_run(
         self, denoiser: Denoiser, statistics: Mapping[Want, Tensor], context: RunContext
     ) -> dict[str, Any]:
-        if context.original is None:
-            raise InputError("distill: there is no original to learn from; apply it in a run of a recipe")
-        student, anatomy = denoiser.transformer, denoiser.anatomy
-        parameters = trained(student, anatomy, self.train)
-        original = context.original()
-        kept: dict[str, list[int]] = {}
-        for facts in context.facts:
-            kept |= facts.get("kept_blocks", {})
-        pairs = block_pairs(student, original.transformer, anatomy, kept)
+        parameters = trained(denoiser.transformer, denoiser.anatomy, self.train)
+        original = self.original_in(context)
         calls, targets = self.trajectories(original)
-        history = distill(
-            student,
-            original.transformer,
-            calls,
-            self.training,
-            [{"params": parameters}],
-            targets=targets,
-            blocks=pairs,
-            feature_error=masked_error if self.feature_loss == "masked" else relative_error,
-            autocast=self.bf16,
-            saved=None if context.work is None else SavedTraining(context.work, self.save_every),
-            description="distillation",
-        )
-        part = max(1, len(history) // 20)
-        return {"loss": {"first": sum(history[:part]) / part, "last": sum(history[-part:]) / part}}
+        groups = [{"params": parameters}]
+        return self.learn(denoiser.transformer, original, groups, context, calls, targets, "distillation")
 
 
 def trained(transformer: nn.Module, anatomy: Anatomy, roles: Sequence[Role] | None) -> list[nn.Parameter]:
@@ -115,33 +79,3 @@ def trained(transformer: nn.Module, anatomy: Anatomy, roles: Sequence[Role] | No
             f"{present}, or null for every parameter"
         )
     return list(dict.fromkeys(p for name in names for p in transformer.get_submodule(name).parameters()))
-
-
-def block_pairs(
-    student: nn.Module, teacher: nn.Module, anatomy: Anatomy, kept: Mapping[str, Sequence[int]]
-) -> list[tuple[str, str]]:
-    """Blocks after which the two models should hold the same: (in the student, in the teacher).
-
-    The student's next block is a certain one of the teacher's; what it read there was the output of the
-    block before it. After the last kept block it is the output of the last block of all.
-
-    Args:
-        student, teacher: the pruned and the whole transformer.
-        anatomy: of both.
-        kept: the teacher's indices of the student's blocks, by list; of lists that it does not name, all.
-
-    Raises:
-        InputError: the student has not the blocks that ``kept`` says.
-    """
-    pairs = []
-    for name in anatomy.block_lists(teacher):
-        count, whole = len(getattr(student, name)), len(getattr(teacher, name))
-        stayed = list(kept.get(name, range(whole)))
-        if len(stayed) != count:
-            raise InputError(
-                f"distill: {name} has {count} blocks, expected {len(stayed)} of the original's {whole}; "
-                "put prune-depth before it in the same recipe"
-            )
-        ends = [index - 1 for index in stayed[1:]] + [whole - 1]
-        pairs += [(f"{name}.{i}", f"{name}.{end}") for i, end in enumerate(ends)]
-    return pairs

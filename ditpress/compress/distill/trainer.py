@@ -20,17 +20,18 @@ from ditpress.calibrate.calibration import moved
 from ditpress.calibrate.calls import Call
 from ditpress.compress.distill.batches import stratified
 from ditpress.compress.distill.losses import Features, output_energy, relative_error
+from ditpress.compress.distill.optimizer import OptimizerName, make_optimizer
 from ditpress.compress.distill.resume import SavedTraining
 from ditpress.compress.schema import Settings
 from ditpress.errors import InputError, StageError
+from ditpress.processes import ALONE, Processes
 from ditpress.progress import track
 
-BETAS = (0.9, 0.99)
 FLOOR = 0.01  # of the peak learning rate, where the cosine ends
 
 
 class Training(Settings):
-    """How long and how fast a student learns. AdamW (Loshchilov & Hutter 2019) with a cosine schedule."""
+    """How long and how fast a student learns. AdamW with a cosine schedule."""
 
     steps: int = Field(default=1000, ge=1, description="optimizer steps")
     calls: int = Field(
@@ -38,6 +39,9 @@ class Training(Settings):
     )
     learning_rate: float = Field(default=1e-3, gt=0, description="peak of the schedule, for plain parameters")
     warmup: float = Field(default=0.05, ge=0, lt=1, description="part of the steps with a rising rate")
+    optimizer: OptimizerName = Field(
+        default="adamw", description="adamw8bit: moments in 8 bits (bitsandbytes), on GPUs"
+    )
     weight_decay: float = Field(default=0.0, ge=0, description="of AdamW, decoupled")
     clip: float | None = Field(default=1.0, gt=0, description="largest norm of the gradient; null: any")
     ema: float | None = Field(
@@ -62,6 +66,7 @@ def distill(
     after_step: Callable[[], None] | None = None,
     autocast: bool = False,
     saved: SavedTraining | None = None,
+    processes: Processes = ALONE,
     description: str = "distillation",
 ) -> list[float]:
     """Train ``student`` in place; returns the loss of every step.
@@ -70,7 +75,10 @@ def distill(
            + features * mean over blocks of  feature_error(block output, the teacher's)
 
     The teacher's outputs are computed once for all calls, its block outputs in every step that needs them.
-    Calls run one after the other and their gradients add up: the memory is that of one call.
+    Calls run one after the other and their gradients add up: the memory is that of one call. Several
+    processes share out the calls of every step and add up their gradients, once a step; but for the order of
+    these sums, each takes the very steps that one alone takes. (``DistributedDataParallel`` would do this in
+    hooks on every backward pass; here a step has several, and only some parameters learn.)
 
     Args:
         student, teacher: answer ``model(**call.kwargs)``; both stay in the mode (eval) they are in.
@@ -83,12 +91,15 @@ def distill(
         feature_error: of the student's and the teacher's output of a block, a scalar.
         after_step: called after every optimizer step.
         autocast: compute in bfloat16 where parameters are on a GPU.
-        saved: where a killed training goes on from; not for students that change by anything else than
-            their parameters.
+        saved: where a killed training goes on from; it must know of all that changes beside parameters. The
+            first process writes it, all of them read it.
+        processes: that train together, each with a student and a teacher of its own, equal ones.
 
     Raises:
-        InputError: no calls, no parameters, features without blocks, or blocks of different outputs.
-        StageError: the loss or its gradient is not finite; the parameters are those before that step.
+        InputError: no calls, no parameters, features without blocks, blocks of different outputs, more
+            processes than calls a step, or an optimizer that cannot run here.
+        StageError: the loss or its gradient is not finite; the parameters are those before that step, and
+            ``saved`` keeps the last state that was saved, one with a finite loss.
     """
     parameters = [parameter for group in groups for parameter in group["params"]]
     if not calls or not parameters:
@@ -97,25 +108,35 @@ def distill(
         )
     if training.features and not blocks:
         raise InputError(f"{description}: block outputs shall be compared, but no block is named")
+    if processes.size > training.calls:
+        raise InputError(
+            f"{description}: {training.calls} calls a step for {processes.size} processes; raise "
+            "training.calls, or start fewer"
+        )
     device = parameters[0].device
     if targets is None:
         targets = teacher_outputs(teacher, calls, device)
     timesteps = [call.timestep for call in calls]
     energy = output_energy(timesteps, targets)
     peaks = [training.learning_rate * group.get("rate", 1.0) for group in groups]
-    optimizer = torch.optim.AdamW(
+    optimizer = make_optimizer(
+        training.optimizer,
         [
             {key: value for key, value in group.items() if key != "rate"} | {"lr": peak}
             for group, peak in zip(groups, peaks, strict=True)
         ],
-        betas=BETAS,
-        weight_decay=training.weight_decay,
+        training.weight_decay,
     )
     average = None if training.ema is None else [p.detach().clone() for p in parameters]
     batches = stratified(timesteps, training.calls, torch.Generator().manual_seed(training.seed))
     watched = _Blocks(student, teacher, blocks if training.features else (), feature_error)
     history = [] if saved is None else saved.load(parameters, optimizer, average)
     done = len(history)
+    if processes.shared(done) != done:
+        raise StageError(
+            f"{description}: this process found {done} steps saved, the first one another number; all of "
+            "them need the run folder on a disk that they share"
+        )
     half = torch.autocast(device.type, torch.bfloat16, enabled=autocast and device.type == "cuda")
     try:
         for parameter in parameters:
@@ -126,7 +147,7 @@ def distill(
                 group["lr"] = peak * rate_at(step, training.steps, training.warmup)
             optimizer.zero_grad(set_to_none=True)
             loss = 0.0
-            for index in batch:
+            for index in batch[processes.rank :: processes.size]:
                 kwargs = moved(calls[index].kwargs, device)
                 with half:
                     output = first(student(**kwargs)).float()
@@ -135,14 +156,18 @@ def distill(
                         error = error + training.features * watched.error(kwargs)
                 (error / len(batch)).backward()
                 loss += float(error.detach()) / len(batch)
-            if not math.isfinite(loss):
-                raise StageError(f"{description}: the loss is {loss} at step {step}; lower the learning rate")
+            loss = _summed(loss, parameters, processes)
             limit = math.inf if training.clip is None else training.clip
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
-            if not math.isfinite(norm):
-                raise StageError(
-                    f"{description}: the gradient is {norm} at step {step}; lower the learning rate"
-                )
+            for what, value in (("loss", loss), ("gradient", norm)):
+                if not math.isfinite(value):
+                    raise StageError(
+                        f"{description}: the {what} is {value} at step {step}; lower the learning rate"
+                        f"{_last_good(saved)}"
+                    )
+            # The state before this step: its loss is known to be finite, that of the next one is not yet.
+            if saved is not None and processes.first and step > done and step % saved.every == 0:
+                saved.save(parameters, optimizer, average, history)
             history.append(loss)
             optimizer.step()
             if after_step is not None:
@@ -151,8 +176,6 @@ def distill(
                 decay = min(training.ema, (1 + step) / (10 + step))
                 with torch.no_grad():
                     torch._foreach_lerp_(average, list(parameters), 1 - decay)
-            if saved is not None and (step + 1) % saved.every == 0:
-                saved.save(parameters, optimizer, average, history)
     finally:
         watched.remove()
         for parameter in parameters:
@@ -162,6 +185,24 @@ def distill(
         with torch.no_grad():
             torch._foreach_copy_(list(parameters), average)
     return history
+
+
+def _summed(loss: float, parameters: Sequence[Tensor], processes: Processes) -> float:
+    """The loss of all processes; gradients become theirs too."""
+    if processes.size == 1:
+        return loss
+    total = torch.tensor(loss, dtype=torch.float64, device=parameters[0].device)
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    processes.sum_([total, *(p.grad for p in parameters if p.grad is not None)])
+    return float(total)
+
+
+def _last_good(saved: SavedTraining | None) -> str:
+    """What to tell of the file that a failed training leaves."""
+    steps = 0 if saved is None else saved.steps()
+    return "" if saved is None or not steps else f". The state after {steps} steps is kept in {saved.path}"
 
 
 def rate_at(step: int, steps: int, warmup: float) -> float:

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
+from ditpress.calibrate.blocks import device_of
 from ditpress.calibrate.calls import Call
-from ditpress.compress.distill.trainer import Training
+from ditpress.calibrate.data import noised_calls
+from ditpress.compress.distill.data import DataStage
+from ditpress.compress.distill.trainer import Training, teacher_outputs
 from ditpress.compress.distill.trajectories import record_trajectories
-from ditpress.compress.stage import Stage
 
 if TYPE_CHECKING:
     from ditpress.load.denoiser import Denoiser
 
 
-class TrajectoryStage(Stage):
-    """A stage that draws images from noise with the original, and learns its answers on the way."""
+class TrajectoryStage(DataStage):
+    """A stage that draws images from noise with the original, and learns its answers on the way.
+
+    With data it learns the original's answers to noised data instead.
+    """
 
     first_seed: ClassVar[int]  # trajectories never start from the noise of anything else
 
     samples: int = Field(
         default=256,
         ge=1,
-        description="images drawn from noise to train on; with too few, what is learned does not carry over",
+        description="images drawn from noise to train on, or taken from data; with too few, what is learned "
+        "does not carry over",
     )
     sampling_steps: int | None = Field(
         default=None, ge=1, description="denoising steps of these images; null: the model's own"
@@ -39,13 +45,21 @@ class TrajectoryStage(Stage):
         each = 3 + (training.features > 0)  # forward, backward twice as much, the original's blocks
         return recorded + each * training.steps * training.calls * min(self.batch, self.samples)
 
+    def plan(self, denoiser: Denoiser, skeleton: nn.Module) -> None:
+        """Structure stays. Raises InputError for data that do not fit the model."""
+        self.loaded_data(denoiser)
+
     def trajectories(self, original: Denoiser) -> tuple[list[Call], list[Tensor]]:
-        """Recorded calls of ``original``, and its outputs; see :func:`record_trajectories`."""
-        return record_trajectories(
-            original,
-            samples=self.samples,
-            steps=self.sampling_steps or original.default_steps,
-            guidance=original.default_guidance if self.guidance is None else self.guidance,
-            seed=self.first_seed + self.training.seed,
-            batch_size=self.batch,
-        )
+        """Calls of ``original``, recorded or at noised data, and its outputs."""
+        settings: dict[str, Any] = {
+            "samples": self.samples,
+            "steps": self.sampling_steps or original.default_steps,
+            "guidance": original.default_guidance if self.guidance is None else self.guidance,
+            "seed": self.first_seed + self.training.seed,
+            "batch_size": self.batch,
+        }
+        data = self.loaded_data(original)
+        if data is None:
+            return record_trajectories(original, **settings)
+        calls = noised_calls(original, data, **settings)
+        return calls, teacher_outputs(original.transformer, calls, device_of(original.transformer))

@@ -10,8 +10,9 @@ calls, which needs no data; a mask is drawn for every call rather than for every
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from ditpress.calibrate.blocks import device_of
 from ditpress.calibrate.calls import Call
 from ditpress.calibrate.parts import split_calls
 from ditpress.compress.distill.lora import low_rank_updates
+from ditpress.compress.distill.resume import SavedTraining
 from ditpress.compress.distill.trainer import Training, distill, teacher_outputs
 from ditpress.compress.prune.blocks import gated
 from ditpress.compress.prune.masks import gumbel_noise, sample_mask
@@ -56,6 +58,7 @@ class LearnedSpec(Settings):
     rank: int = Field(default=8, ge=1, description="of the low-rank updates")
     alpha: float = Field(default=16.0, gt=0, description="alpha / rank multiplies the updates")
     rows: int = Field(default=8, ge=1, description="rows of a recorded call that share a mask")
+    save_every: int = Field(default=100, ge=1, description="steps between saves that a killed run resumes")
     training: MaskTraining = MaskTraining()
 
 
@@ -105,6 +108,15 @@ class Gates(nn.Module):
         """The schedules go on by a step."""
         self.step += 1
 
+    def training_state(self) -> dict[str, Tensor]:
+        """See :class:`ditpress.compress.distill.resume.Stateful`: the schedule, and where the draws are."""
+        return {"step": torch.tensor(self.step), "generator": self.generator.get_state()}
+
+    def set_training_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what :meth:`training_state` gave."""
+        self.step = int(state["step"])
+        self.generator.set_state(state["generator"])
+
     def kept(self) -> list[str]:
         """Names of the blocks in the likeliest masks."""
         return [
@@ -147,6 +159,7 @@ def learn_masks(
     groups: Sequence[Group],
     linears: Sequence[str],
     spec: LearnedSpec,
+    work: Path | None = None,
 ) -> Gates:
     """The gates after training; ``transformer`` is as before, to the bit.
 
@@ -156,6 +169,7 @@ def learn_masks(
         groups: blocks that compete, all those of the model or some.
         linears: names of the linears that low-rank updates stand beside.
         spec: settings.
+        work: a folder from which a killed training goes on; None: nothing is kept.
 
     Raises:
         InputError: fewer calls than a training step sees.
@@ -184,6 +198,7 @@ def learn_masks(
             [{"params": updates}, {"params": list(gates.logits), "rate": spec.gate_rate}],
             targets=targets,
             after_step=gates.advance,
+            saved=None if work is None else SavedTraining(work, spec.save_every, gates),
             description="learning which blocks to keep",
         )
     return gates

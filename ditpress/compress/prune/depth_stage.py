@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
@@ -14,12 +15,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ditpress.calibrate.calls import Call
+from ditpress.calibrate.data import noised_like
+from ditpress.compress.distill.data import DataStage
 from ditpress.compress.prune.blocks import block_names, check_kept, cut_blocks
 from ditpress.compress.prune.depth_learned import Group, LearnedSpec, learn_masks
 from ditpress.compress.prune.depth_output import output_errors
 from ditpress.compress.prune.depth_similarity import block_influence
 from ditpress.compress.prune.masks import all_masks
-from ditpress.compress.stage import Stage, register_stage
+from ditpress.compress.stage import RunContext, register_stage
 from ditpress.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,16 +35,18 @@ AROUND = frozenset({"smooth", "rotate", "subspace"})  # put modules around the l
 
 
 @register_stage
-class PruneDepth(Stage):
+class PruneDepth(DataStage):
     """Cut blocks out of the model. What is left wants to be distilled next.
 
     Criteria: ``learned`` of TinyFusion; ``output``, the additive error of LAPTOP-Diff; ``similarity``, the
-    block influence of ShortGPT; ``random``, the baseline.
+    block influence of ShortGPT; ``random``, the baseline. They look at the recorded calls, or with ``data``
+    at as many calls at noised data.
     """
 
     kind: Literal["prune-depth"] = "prune-depth"
     not_after: ClassVar[frozenset[str]] = LOW_BIT | AROUND | {"prune-depth"}
     needs_calls: ClassVar[bool] = True
+    saved_copies: ClassVar[int] = 1  # low-rank updates with two moments and average, old and new: less
 
     ratio: float = Field(
         default=0.5, gt=0, lt=1, description="part of the blocks of every list to leave out, rounded down"
@@ -58,12 +63,13 @@ class PruneDepth(Stage):
         description="most recorded calls, spread over the timesteps, that output and similarity look at",
     )
     learned: LearnedSpec = LearnedSpec()
-    seed: int = Field(default=0, ge=0, description="of the criterion random")
+    seed: int = Field(default=0, ge=0, description="of the criterion random, and of noise on data")
 
     def plan(self, denoiser: Denoiser, skeleton: nn.Module) -> None:
         """Which blocks go is not known before they are measured; how many is. Blocks of one list count as
         equal (in SD3.5 some have a second attention)."""
         anatomy = denoiser.anatomy
+        self.loaded_data(denoiser)
         kept = self._given(denoiser, skeleton)
         if kept is None and self.criterion == "learned":
             groups = self._groups(denoiser, skeleton)
@@ -89,25 +95,33 @@ class PruneDepth(Stage):
     def apply_calls(
         self, denoiser: Denoiser, statistics: Mapping[Want, Tensor], calls: Sequence[Call]
     ) -> dict[str, Any]:
+        return self.apply_in_run(denoiser, statistics, RunContext(calls))
+
+    def apply_in_run(
+        self, denoiser: Denoiser, statistics: Mapping[Want, Tensor], context: RunContext
+    ) -> dict[str, Any]:
         transformer, anatomy = denoiser.transformer, denoiser.anatomy
         count = {name: len(blocks) for name, blocks in block_names(transformer, anatomy).items()}
         scores: dict[str, float] = {}
         kept = self._given(denoiser, transformer)
         if kept is None:
-            kept, scores = self._chosen(denoiser, calls)
+            calls, data = context.calls, self.loaded_data(denoiser)
+            if data is not None and calls:
+                calls = noised_like(calls, denoiser, data, self.seed)
+            kept, scores = self._chosen(denoiser, calls, context.work)
         cut_blocks(transformer, anatomy, kept)
         stayed = {name: kept.get(name, list(range(count[name]))) for name in count}
         return {"kept_blocks": stayed, "block_scores": scores}
 
     def _chosen(
-        self, denoiser: Denoiser, calls: Sequence[Call]
+        self, denoiser: Denoiser, calls: Sequence[Call], work: Path | None
     ) -> tuple[dict[str, list[int]], dict[str, float]]:
         """Which blocks stay, and what every block is worth: by error, influence or probability to stay."""
         transformer, names = denoiser.transformer, _flat(block_names(denoiser.transformer, denoiser.anatomy))
         if self.criterion == "learned":
             groups = self._groups(denoiser, transformer)
             linears = list(denoiser.anatomy.linears(transformer))
-            gates = learn_masks(transformer, calls, groups, linears, self.learned)
+            gates = learn_masks(transformer, calls, groups, linears, self.learned, work)
             return _by_list(gates.kept()), gates.probabilities()
         self._counts(denoiser, transformer)
         if self.criterion == "random":

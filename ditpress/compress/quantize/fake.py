@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditpress.compress.quantize.fitted import FittedWeight
+from ditpress.compress.quantize.grid import grid_of
 from ditpress.compress.quantize.rtn import nearest_values, round_to_nearest
 from ditpress.kernels.activations import Activation, fake_quantize
 from ditpress.kernels.arguments import folds
@@ -126,6 +127,30 @@ def refitted_scale(weight: Tensor, scale: Tensor, format: Format, table: Tensor 
     return torch.where(energy > 0, solved, scale.float())
 
 
+class LowRankUpdate(nn.Module):
+    """A change ``step * up @ down`` of latent weights, inside the quantizer: LoRA as in EfficientDM.
+
+    He et al. 2024, "EfficientDM", section 3.2: it is rounded with the weight, so it can be merged. ``step``
+    makes it scale-aware (section 3.3): ``up`` counts in steps of the row's grid, and one learning rate fits
+    layers of every size.
+
+    Parameters: up float32 ``[N, r]``, zero at first; down float32 ``[r, K]``, N(0, 1 / r).
+    Buffer: step float32 ``[N, 1]``.
+    """
+
+    step: Tensor
+
+    def __init__(self, step: Tensor, columns: int, rank: int, generator: torch.Generator) -> None:
+        super().__init__()
+        down = torch.randn(rank, columns, generator=generator) / rank**0.5
+        self.up = nn.Parameter(step.new_zeros(len(step), rank), requires_grad=False)
+        self.down = nn.Parameter(down.to(step.device), requires_grad=False)
+        self.register_buffer("step", step)
+
+    def forward(self) -> Tensor:
+        return self.step * (self.up @ self.down)
+
+
 class FakeQuantizedLinear(nn.Module):
     """A linear in training: float parameters, and the arithmetic of the packed layer they will become.
 
@@ -134,6 +159,7 @@ class FakeQuantizedLinear(nn.Module):
         scale: float32 ``[N, G]``.
         bias: float32 ``[N]`` or None.
     Buffer: table, uint8 ``[N]`` or None.
+    Child: update, what :meth:`open_update` puts on the latent weights, or None.
 
     Args:
         weight, bias: where the parameters start.
@@ -143,6 +169,7 @@ class FakeQuantizedLinear(nn.Module):
 
     bias: nn.Parameter | None
     table: Tensor | None
+    update: LowRankUpdate | None
 
     def __init__(
         self,
@@ -162,11 +189,30 @@ class FakeQuantizedLinear(nn.Module):
         self.scale = nn.Parameter(fitted.scale.detach().float().to(weight.device, copy=True))
         self.bias = None if bias is None else nn.Parameter(bias.detach().float().clone())
         self.register_buffer("table", None if fitted.table is None else fitted.table.to(weight.device))
+        self.update = None
+
+    def open_update(self, rank: int, generator: torch.Generator) -> None:
+        """Put a low-rank update on the latent weights; nothing changes before it is trained."""
+        grid = grid_of(self.format)
+        gap = (grid.high - grid.low) / (grid.size - 1)
+        step = gap * self.scale.detach().abs().mean(dim=1, keepdim=True)
+        self.update = LowRankUpdate(step, self.in_features, rank, generator)
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """The low-rank update becomes part of the latent weights."""
+        if self.update is not None:
+            self.weight.copy_(self.latent())
+            self.update = None
+
+    def latent(self) -> Tensor:
+        """The weights that are rounded, float32 ``[N, K]``."""
+        return self.weight if self.update is None else self.weight + self.update()
 
     def effective_weight(self) -> Tensor:
         """The weight that it multiplies by, float32 ``[N, K]``."""
         folded = folds(self.scale, self.activation, self.fold_scales)
-        return fake_weight(self.weight, self.scale, self.format, self.table, folded)
+        return fake_weight(self.latent(), self.scale, self.format, self.table, folded)
 
     def forward(self, x: Tensor) -> Tensor:
         seen = fake_activation(x, self.activation, self.group_size)
@@ -175,11 +221,12 @@ class FakeQuantizedLinear(nn.Module):
     @torch.no_grad()
     def refit(self) -> None:
         """Replace the scale by that of least squares for the codes it gives now."""
-        self.scale.copy_(refitted_scale(self.weight, self.scale, self.format, self.table))
+        self.scale.copy_(refitted_scale(self.latent(), self.scale, self.format, self.table))
 
     @torch.no_grad()
     def harden(self) -> QuantizedLinear:
         """The packed layer: the codes and scales that this one computes with."""
+        self.merge()
         scale = self.scale.to(scale_dtype(self.group_size, self.in_features))
         split = self.weight.view(self.out_features, -1, self.group_size)
         table = None if self.table is None else self.table.cpu()

@@ -30,6 +30,16 @@ SPAN = HIGHEST - LOWEST  # largest exponent of a ratio within a row
 ROW_STEPS = 8  # real scales of a row that are tried, from its largest down by less than one octave
 
 
+def constrained(scale: Tensor) -> bool:
+    """Whether rows have several scales [N, G] that, zeros aside, differ by powers of two only: these must not
+    be changed one by one."""
+    if scale.shape[1] == 1:
+        return False
+    mantissa = torch.frexp(scale.float()).mantissa
+    least = torch.where(scale == 0, torch.inf, mantissa).amin(dim=1)
+    return bool((least == mantissa.amax(dim=1))[(scale != 0).any(dim=1)].all())
+
+
 def constrain(scale: Tensor) -> Tensor:
     """The scales of ZeroQuant-FP's M2: ``S_max / 2^ceil(log2(S_max / S_i))``, at most the scale itself.
 

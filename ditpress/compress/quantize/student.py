@@ -1,6 +1,7 @@
-"""A transformer in quantized training: its linears as fake-quantized layers, with a norm or a branch.
+"""A transformer in quantized training: its linears as layers that learn, with a norm or a branch.
 
-Each layer that is trained has a counterpart that is stored, and :func:`harden` goes from one to the other.
+Each layer that is trained has a counterpart that is stored: :func:`harden` goes from the first to the second,
+:func:`twins` from the second to the first.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ from ditpress.compress.quantize.layer import SECOND_MOMENT, LayerPlan, branch_ac
 from ditpress.compress.quantize.low_rank import fit_low_rank
 from ditpress.compress.quantize.rtn import nearest_values
 from ditpress.compress.quantize.spec import WeightSpec
+from ditpress.compress.quantize.vector_linear import VectorLinear
 from ditpress.compress.quantize.walk import walk
-from ditpress.kernels.linear import Activation
+from ditpress.kernels.formats import get_format
+from ditpress.kernels.linear import Activation, QuantizedLinear
+from ditpress.kernels.packing import unpack
 from ditpress.kernels.wrap import LowRankLinear, NormedLinear
 from ditpress.load.modules import replace_module
 from ditpress.progress import track
@@ -97,6 +101,48 @@ def fake_layers(
     return {name: layers[name] for name in plans}
 
 
+def twins(
+    student: nn.Module, rank: int | None, generator: torch.Generator
+) -> dict[str, FakeQuantizedLinear | VectorLinear]:
+    """Put a layer that learns in the place of every ``QuantizedLinear``; what stands there, by name.
+
+    The twin of a layer computes with the same weight, to the bit: latent weights start at the values of their
+    codes. Codebooks learn with the assignments as they are. Wrappers stay, and branches get twins as well.
+
+    Args:
+        student: with low-bit layers anywhere below.
+        rank: of updates on the latent weights (:class:`~ditpress.compress.quantize.fake.LowRankUpdate`);
+            None: none, the latent weights are for training themselves.
+        generator: of the random halves of the updates.
+    """
+    found: dict[str, FakeQuantizedLinear | VectorLinear] = {}
+    for name, layer in list(student.named_modules()):
+        if isinstance(layer, QuantizedLinear):
+            found[name] = _twin(layer, rank, generator).requires_grad_(False)
+            replace_module(student, layer, found[name])
+    return found
+
+
+def _twin(
+    layer: QuantizedLinear, rank: int | None, generator: torch.Generator
+) -> FakeQuantizedLinear | VectorLinear:
+    format = get_format(layer.format)
+    codes = unpack(layer.codes, format.entries, layer.in_features // format.vector_length)
+    if format.codebook is None:
+        fitted = FittedWeight(codes, layer.scale, format, layer.codebook)
+        return VectorLinear(fitted, layer.bias, layer.activation)
+    fitted = FittedWeight(codes.cpu(), layer.scale.cpu(), format, table=_on_cpu(layer.table))
+    weight = fitted.dequantize().to(layer.scale.device)
+    made = FakeQuantizedLinear(weight, layer.bias, fitted, layer.activation, layer.fold_scales)
+    if rank is not None:
+        made.open_update(min(rank, layer.in_features, layer.out_features), generator)
+    return made
+
+
+def _on_cpu(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.cpu()
+
+
 def start_norms(
     student: nn.Module,
     teacher: nn.Module,
@@ -149,9 +195,16 @@ def parameter_groups(
 
     for layer in layers.values():
         for module in layer.modules():
-            if isinstance(module, FakeQuantizedLinear):
+            if isinstance(module, VectorLinear):
+                own = module.groups()
+                groups += [g for g in own if learned_scales or g["params"][0] is not module.scale]
+            elif isinstance(module, FakeQuantizedLinear):
                 size = float(module.weight.square().mean().sqrt())
-                add(module.weight, rates.weight * size)
+                if module.update is None:
+                    add(module.weight, rates.weight * size)
+                else:  # up counts in steps of the grid
+                    add(module.update.up, rates.weight)
+                    add(module.update.down, rates.weight * float(module.update.down.square().mean().sqrt()))
                 if learned_scales:
                     add(module.scale, rates.scale * float(module.scale.abs().mean()))
                 if module.bias is not None:
@@ -173,6 +226,8 @@ def harden(layer: nn.Module) -> nn.Module:
     """The stored layer that computes as ``layer``."""
     if isinstance(layer, FakeQuantizedLinear):
         return layer.harden()
+    if isinstance(layer, VectorLinear):
+        return layer.quantized()
     if isinstance(layer, FakeLowRank):
         return LowRankLinear(harden(layer.linear), harden(layer.down), harden(layer.up))
     assert isinstance(layer, FakeNormed)

@@ -113,6 +113,7 @@ class Ternary(TrajectoryStage):
         return rounding.plans(denoiser, transformer)
 
     def plan(self, denoiser: Denoiser, skeleton: nn.Module) -> None:
+        super().plan(denoiser, skeleton)
         roles = denoiser.anatomy.linears(skeleton)
         for name, plan in self.plans(denoiser, skeleton).items():
             linear = cast(nn.Linear, skeleton.get_submodule(name))

@@ -21,6 +21,7 @@ from ditpress.calibrate.calls import Call
 from ditpress.calibrate.statistics import Want
 from ditpress.compress.distill.trainer import Training, distill, teacher_outputs
 from ditpress.compress.quantize.layer import SECOND_MOMENT
+from ditpress.compress.quantize.student import Rates, harden, parameter_groups
 from ditpress.compress.quantize.vector import channel_weights, fit_vectors
 from ditpress.compress.quantize.vector_blocks import BlockTuning, calibrate_block
 from ditpress.compress.quantize.vector_linear import VectorLinear
@@ -104,7 +105,7 @@ def compress(denoiser: Denoiser, plan: VectorPlan, calls: Sequence[Call]) -> Non
     if plan.finetune is not None:
         _finetune(transformer, trained, answers, calls, plan.finetune)
     for layer in trained.values():
-        replace_module(transformer, layer, layer.quantized())
+        replace_module(transformer, layer, harden(layer))
 
 
 def spread(calls: Sequence[Call], count: int) -> list[Call]:
@@ -182,7 +183,7 @@ def _finetune(
     training: Training,
 ) -> None:
     """End to end: codebooks, scales and biases follow the exact gradient of the normalised output error."""
-    groups = [group for layer in trained.values() for group in layer.groups()]
+    groups = parameter_groups(trained, Rates(), learned_scales=True)
     weights = sum(layer.in_features * layer.out_features for layer in trained.values())
     recompute = weights >= RECOMPUTE_FROM and getattr(transformer, "_supports_gradient_checkpointing", False)
     if recompute:
