@@ -13,20 +13,24 @@ from comparison.process import RUN, finish
 from ditpress.recipes import bench
 from pruning.recipes import recipe_of
 from pruning.rows import Row
+from pruning.share import take_over
 
 
-def run(row: Row, conditions: Conditions, folder: Path, original: Original) -> dict[str, Any]:
+def run(row: Row, conditions: Conditions, folder: Path, original: Original, code: str = "") -> dict[str, Any]:
     """Make, draw, measure and time one row; returns what ``result.json`` holds.
 
     Args:
         folder: of the row.
         original: of this run, finished unless this is its row.
+        code: the version of the package.
     """
     if row.kind == "original":
         made, onnx = make_original(conditions, original), original.onnx
         parameters, kept = _parameters(made.transformer), {}
     else:
-        made, onnx = make_by_recipe(recipe_of(row), conditions, folder), folder / RUN / "onnx" / "transformer"
+        recipe = recipe_of(row)
+        take_over(conditions.model, recipe, folder, code)
+        made, onnx = make_by_recipe(recipe, conditions, folder), folder / RUN / "onnx" / "transformer"
         report = json.loads((folder / RUN / "report.json").read_text(encoding="utf-8"))
         parameters, kept = report["size"]["parameters"], _kept(folder / RUN)
     entry = judge(made, row, conditions, original)
@@ -50,7 +54,7 @@ def main() -> None:
     folder = Path(job["folder"])
     folder.mkdir(parents=True, exist_ok=True)
     row, conditions = Row.from_data(job["row"]), Conditions(**job["conditions"])
-    finish(job, run(row, conditions, folder, Original(Path(job["original"]))))
+    finish(job, run(row, conditions, folder, Original(Path(job["original"])), job["code"]))
 
 
 if __name__ == "__main__":

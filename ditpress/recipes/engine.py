@@ -94,7 +94,16 @@ def run_recipe(
         StageError: a stage failed.
     """
     denoiser, recipe = load_for(model, recipe, scheduler=scheduler, device=device)
-    identity = {
+    identity = identity_of(denoiser, recipe, scheduler)
+    path = Path(out)
+    with open_run(path, identity, fresh=fresh, needed=disk_bytes(denoiser, recipe)) as run:
+        run.write("recipe.yaml", recipe.to_yaml().encode())
+        return _Run(denoiser, recipe, run, partial(_load, model, recipe, scheduler, device)).go()
+
+
+def identity_of(denoiser: Denoiser, recipe: Recipe, scheduler: str | Path | None = None) -> dict[str, Any]:
+    """Whose run a folder is: see :func:`~ditpress.recipes.run.open_run`."""
+    return {
         "key": content_key(denoiser.fingerprint, recipe.compression()),
         "model": denoiser.source.spec,
         "recipe": recipe.name,
@@ -102,10 +111,16 @@ def run_recipe(
         "fingerprint": denoiser.fingerprint,
         "scheduler": None if scheduler is None else str(scheduler),
     }
-    path = Path(out)
-    with open_run(path, identity, fresh=fresh, needed=disk_bytes(denoiser, recipe)) as run:
-        run.write("recipe.yaml", recipe.to_yaml().encode())
-        return _Run(denoiser, recipe, run, partial(_load, model, recipe, scheduler, device)).go()
+
+
+def stage_keys(denoiser: Denoiser, recipe: Recipe) -> list[str]:
+    """The keys of the recorded calls and of every stage's checkpoint, each over all that came before it."""
+    keys = [
+        content_key(denoiser.fingerprint, recipe.seed, recipe.calibration.model_dump(mode="json")),
+    ]
+    for stage in recipe.stages:
+        keys.append(content_key(keys[-1], stage.model_dump(mode="json")))
+    return keys
 
 
 class _Run:
@@ -124,7 +139,8 @@ class _Run:
     def go(self) -> Result:
         recipe, validation = self.recipe, self.recipe.validation
         before = skeleton(self.denoiser.transformer)
-        base = content_key(self.denoiser.fingerprint, recipe.seed, recipe.calibration.model_dump(mode="json"))
+        keys = stage_keys(self.denoiser, recipe)
+        base = keys[0]
         recorded = self.step(0, "calibration", base, lambda part: steps.record(self.denoiser, recipe, part))
         calls = load_calls(self.folder(0, recorded))
         drawing = validation.model_dump(mode="json", include={"samples", "steps", "guidance"})
@@ -141,7 +157,7 @@ class _Run:
                 content_key(base, bench.ORIGINAL),
                 lambda part: bench.export_original(self.denoiser, calls, part),
             )
-        key, errors = self.compress(base, calls)
+        key, errors = self.compress(keys, calls)
         self.step(self.last + 1, "model", content_key(key, "model"), self.save_model, publish="model")
         exported = content_key(key, "onnx", recipe.export.model_dump(mode="json"))
         onnx = self.step(
@@ -185,12 +201,9 @@ class _Run:
             records=[record for _, record in sorted(self.done.records.items())],
         )
 
-    def compress(self, base: str, calls: list[Call]) -> tuple[str, dict[str, Any]]:
+    def compress(self, keys: list[str], calls: list[Call]) -> tuple[str, dict[str, Any]]:
         """Apply the stages that are not done yet; the key of the last one, and the error of each layer."""
         stages = self.recipe.stages
-        keys = [base]
-        for stage in stages:
-            keys.append(content_key(keys[-1], stage.model_dump(mode="json")))
         finished = next(
             (i for i in range(len(stages), 0, -1) if self.done.find(i, stages[i - 1].kind, keys[i])), 0
         )

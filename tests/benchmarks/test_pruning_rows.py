@@ -11,6 +11,7 @@ import torch
 from diffusers import DDIMScheduler
 from tiny_dit import tiny_pipeline
 
+from comparison.judge import make_by_recipe
 from comparison.original import Conditions, Original
 from comparison.results import sqnr
 from ditpress.compress.distill.stage import Distill
@@ -21,6 +22,7 @@ from pruning.finetune import FineTune, noised_calls, target
 from pruning.recipes import recipe_of
 from pruning.results import Results
 from pruning.rows import BEST_DEPTH, BUDGET, FINE_TUNED, ORIGINAL, ROWS, Row, select
+from pruning.share import take_over
 
 SAMPLES, STEPS = 4, 2
 QUICK = (
@@ -110,6 +112,31 @@ def test_a_row_of_half_the_blocks(fine_tune, of_original, conditions, original, 
     assert entry["seconds"] > 0
     stored = json.loads((tmp_path / "run" / "report.json").read_text())["size"]["parameters"]
     assert entry["parameters"] == stored
+
+
+def test_what_rows_begin_with_is_done_once(conditions, tmp_path):
+    """The distilled row finds the blocks of the one that is not trained, and nothing of another choice."""
+    whole = Row("whole", "depth", recipe="prune-depth", overrides=QUICK)
+    part = Row("part", "part", recipe="prune-depth", overrides=QUICK, without=("distill",))
+    other = Row("other", "depth", recipe="prune-depth", overrides=(*QUICK, "prune-depth.ratio=0.25"))
+    folders = {row.name: tmp_path / row.name for row in (whole, part, other)}
+
+    def taken(row: Row, code: str = "1") -> list[str]:
+        return take_over(conditions.model, recipe_of(row), folders[row.name], code)
+
+    assert taken(part) == []
+    make_by_recipe(recipe_of(part), conditions, folders["part"])
+    assert taken(whole) == []  # nobody has measured the other row
+    (folders["part"] / "result.json").write_text(json.dumps({"code": "1"}))
+    assert taken(whole, "2") == []
+    assert taken(whole) == ["calibration", "prune-depth"]
+    (manifest,) = folders["whole"].glob("run/stages/01-prune-depth-*/manifest.json")
+    before = manifest.read_bytes()
+    make_by_recipe(recipe_of(whole), conditions, folders["whole"])
+    assert manifest.read_bytes() == before
+    assert len(list(folders["whole"].glob("run/stages/02-distill-*"))) == 1
+    assert taken(other) == ["calibration"]
+    assert taken(whole) == []
 
 
 def scheduler(kind: str) -> DDIMScheduler:
