@@ -7,7 +7,7 @@ SOURCES := pyproject.toml CMakeLists.txt constraints.txt README.md LICENSE \
            $(shell find ditpress -type f ! -name '*.pyc' ! -name '*.so')
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint demo figures bench-speed bench-fidelity clean
+.PHONY: help install test lint demo figures bench-speed bench-fidelity bench-pruning clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -44,6 +44,9 @@ bench-speed: $(VENV)/installed-bench  ## ditpress against ONNX Runtime, OpenVINO
 
 bench-fidelity: $(VENV)/installed-bench  ## every recipe against plain rounding and other tools; several hours
 	$(BIN)/python benchmarks/fidelity --write
+
+bench-pruning: $(VENV)/installed  ## pruning, distillation and their chains; several hours on one core
+	$(BIN)/python benchmarks/pruning --write
 
 clean:  ## remove what make made
 	rm -rf $(VENV) build $(OUT) .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from fidelity.results import Entry, Results, fid, sqnr
+from comparison.checks import Check, fid_noise, share_check
+from comparison.results import Entry, fid, sqnr
+from fidelity.results import Results
 from fidelity.rows import ORIGINAL, RECIPES, Row
-
-Verdict = bool | None
 
 OVER_RTN = 2.0  # dB
 OVER_RTN_COARSE = 4.0  # for formats where plain rounding falls apart
@@ -19,22 +17,14 @@ SHARE_POINTS = 0.03  # of the recognised share
 KEEP_SHARE = ("ternary", "vq-2bit")
 
 
-@dataclass(frozen=True)
-class Check:
-    """A requirement: what, the figures, and whether it holds (None: not measured)."""
-
-    text: str
-    measured: str
-    holds: Verdict
-
-
 def checks(results: Results) -> list[Check]:
     """Every requirement on what was measured."""
     found = [_over_rtn(results, row) for row in RECIPES]
     found += [_unbeaten(results, row, "FID", _better_fid) for row in RECIPES]
     found += [_unbeaten(results, row, "output SQNR", _better_sqnr) for row in RECIPES]
     found.append(_fid_of_w4a8(results))
-    return [*found, *(_share(results, name) for name in KEEP_SHARE)]
+    original = results.get(ORIGINAL.name)
+    return [*found, *(share_check(name, results.get(name), original, SHARE_POINTS) for name in KEEP_SHARE)]
 
 
 def _over_rtn(results: Results, row: Row) -> Check:
@@ -88,12 +78,6 @@ def _unbeaten(
     )
 
 
-def fid_noise(original: Entry) -> float:
-    """Standard deviation of the original's FID over its sets of seeds; 0 where there is one set."""
-    fids = original["fids"]
-    return statistics.stdev(fids) if len(fids) > 1 else 0.0
-
-
 def _fid_of_w4a8(results: Results) -> Check:
     text = "w4a8: FID at most 2 % above the original's, or within its noise over five sets of seeds"
     ours, original = results.get("w4a8"), results.get(ORIGINAL.name)
@@ -102,12 +86,3 @@ def _fid_of_w4a8(results: Results) -> Check:
     noise = fid_noise(original)
     limit = max(FID_FACTOR * fid(original), fid(original) + noise)
     return Check(text, f"{fid(ours):.3f}, at most {limit:.3f} (noise {noise:.3f})", fid(ours) <= limit)
-
-
-def _share(results: Results, name: str) -> Check:
-    text = f"{name}: recognised share at most {100 * SHARE_POINTS:.0f} points below the original's"
-    ours, original = results.get(name), results.get(ORIGINAL.name)
-    if ours is None or original is None or ours["recognised"] is None or original["recognised"] is None:
-        return Check(text, "", None)
-    a, b = ours["recognised"], original["recognised"]
-    return Check(text, f"{a:.1%} of {b:.1%}", a >= b - SHARE_POINTS)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
 from typing import Any, Literal
 
+from comparison.rows import matching
+
 Kind = Literal["original", "recipe", "plain", "peer", "ablation"]
-KINDS: tuple[Kind, ...] = ("original", "recipe", "plain", "peer", "ablation")
 DRAWN_GUIDED: frozenset[Kind] = frozenset({"original", "recipe"})  # rows with a recognised share
 
 
@@ -187,9 +187,6 @@ def select(patterns: Sequence[str]) -> list[Row]:
     Raises:
         ValueError: a pattern that matches no row.
     """
-    for pattern in patterns:
-        if not any(fnmatchcase(row.name, pattern) for row in ROWS):
-            raise ValueError(f"{pattern}: no such row; known: {', '.join(row.name for row in ROWS)}")
-    wanted = {row.name for row in ROWS if not patterns or any(fnmatchcase(row.name, p) for p in patterns)}
+    wanted = matching([row.name for row in ROWS], patterns)
     wanted |= {row.of for row in ROWS if row.kind == "plain" and row.name in wanted}
     return [row for row in ROWS if row.name in wanted or row is ORIGINAL]

@@ -112,7 +112,18 @@ def run_recipe(
     if not processes.first:
         follow(denoiser, recipe, partial(_original, denoiser, load), processes)
         return Result(Path(out))
-    identity = {
+    identity = identity_of(denoiser, recipe, scheduler)
+    path = Path(out)
+    with open_run(path, identity, fresh=fresh, needed=disk_bytes(denoiser, recipe)) as run:
+        run.write("recipe.yaml", recipe.to_yaml().encode())
+        result = _Run(denoiser, recipe, run, load, processes).go()
+    processes.shared()  # the others are done too
+    return result
+
+
+def identity_of(denoiser: Denoiser, recipe: Recipe, scheduler: str | Path | None = None) -> dict[str, Any]:
+    """Whose run a folder is: see :func:`~ditpress.recipes.run.open_run`."""
+    return {
         "key": content_key(denoiser.fingerprint, recipe.compression()),
         "model": denoiser.source.spec,
         "recipe": recipe.name,
@@ -120,12 +131,16 @@ def run_recipe(
         "fingerprint": denoiser.fingerprint,
         "scheduler": None if scheduler is None else str(scheduler),
     }
-    path = Path(out)
-    with open_run(path, identity, fresh=fresh, needed=disk_bytes(denoiser, recipe)) as run:
-        run.write("recipe.yaml", recipe.to_yaml().encode())
-        result = _Run(denoiser, recipe, run, load, processes).go()
-    processes.shared()  # the others are done too
-    return result
+
+
+def stage_keys(denoiser: Denoiser, recipe: Recipe) -> list[str]:
+    """The keys of the recorded calls and of every stage's checkpoint, each over all that came before it."""
+    keys = [
+        content_key(denoiser.fingerprint, recipe.seed, recipe.calibration.model_dump(mode="json")),
+    ]
+    for stage in recipe.stages:
+        keys.append(content_key(keys[-1], stage.model_dump(mode="json")))
+    return keys
 
 
 class _Run:
@@ -150,7 +165,8 @@ class _Run:
     def go(self) -> Result:
         recipe, validation = self.recipe, self.recipe.validation
         before = skeleton(self.denoiser.transformer)
-        base = content_key(self.denoiser.fingerprint, recipe.seed, recipe.calibration.model_dump(mode="json"))
+        keys = stage_keys(self.denoiser, recipe)
+        base = keys[0]
         recorded = self.step(0, "calibration", base, lambda part: steps.record(self.denoiser, recipe, part))
         calls = load_calls(self.folder(0, recorded))
         drawing = validation.model_dump(mode="json", include={"samples", "steps", "guidance"})
@@ -167,7 +183,7 @@ class _Run:
                 content_key(base, bench.ORIGINAL),
                 lambda part: bench.export_original(self.denoiser, calls, part),
             )
-        key, errors = self.compress(base, calls, self.folder(0, recorded))
+        key, errors = self.compress(keys, calls, self.folder(0, recorded))
         expected = steps.outputs_of(self.folder(0, original))
         if (scale := self.denoiser.built_in_guidance) is not None:
             expected = steps.guided_outputs(self.denoiser, expected, scale)
@@ -215,12 +231,9 @@ class _Run:
             records=[record for _, record in sorted(self.done.records.items())],
         )
 
-    def compress(self, base: str, calls: list[Call], recorded: Path) -> tuple[str, dict[str, Any]]:
+    def compress(self, keys: list[str], calls: list[Call], recorded: Path) -> tuple[str, dict[str, Any]]:
         """Apply the stages that are not done yet; the key of the last one, and the error of each layer."""
         stages = self.recipe.stages
-        keys = [base]
-        for stage in stages:
-            keys.append(content_key(keys[-1], stage.model_dump(mode="json")))
         finished = next(
             (i for i in range(len(stages), 0, -1) if self.done.find(i, stages[i - 1].kind, keys[i])), 0
         )

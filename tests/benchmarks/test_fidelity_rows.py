@@ -13,14 +13,16 @@ import torch
 from tiny_dit import tiny_pipeline
 from torch import nn
 
+from comparison.original import Conditions, Original
+from comparison.process import RUN
+from comparison.results import fid, sqnr
 from ditpress.kernels.formats import get_format
 from ditpress.kernels.linear import QuantizedLinear
 from ditpress.load.denoiser import load_denoiser
 from ditpress.validate.size import size_of
 from fidelity import cli, peers, worker
-from fidelity.original import Conditions, Original
 from fidelity.plain import plain_linear, scalar_codes, vector_codes
-from fidelity.results import Results, fid, sqnr
+from fidelity.results import Results
 from fidelity.rows import ORIGINAL, ROWS, Row, select
 
 SAMPLES, STEPS = 4, 2
@@ -57,7 +59,7 @@ def by_recipe(conditions, original, tmp_path_factory):
 
 def test_a_recipe_and_plain_rounding_in_its_storage(by_recipe, conditions, original, tmp_path):
     folder, entry = by_recipe
-    plain = worker.run(row("rtn-w8a8"), conditions, tmp_path, original, folder / worker.RUN)
+    plain = worker.run(row("rtn-w8a8"), conditions, tmp_path, original, folder / RUN)
     assert entry["engine"] == plain["engine"] == "onnx"
     blocks = load_denoiser(conditions.model).transformer.transformer_blocks
     factors = sum(block.ff.net[2].in_features for block in blocks)  # of smoothing at run time, float32

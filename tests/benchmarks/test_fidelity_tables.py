@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from fidelity.bounds import checks, fid_noise, rivals
+from comparison.checks import fid_noise
+from fidelity.bounds import checks, rivals
 from fidelity.results import Results
 from fidelity.rows import ROWS
 from fidelity.tables import ABLATION_HEAD, HEAD, report

@@ -19,6 +19,7 @@ from tiny_model import QUICK, hashes
 import ditpress
 from ditpress.errors import InputError
 from ditpress.kernels.linear import QuantizedLinear
+from ditpress.load.widths import cut_sizes
 from ditpress.validate.report import load_report
 
 SETTINGS = [
@@ -97,6 +98,37 @@ def test_the_chain_ends_in_a_quantized_small_model(model: Path, tmp_path: Path) 
     assert report.size.compressed_bytes < 0.3 * report.size.original_bytes
     transformer = ditpress.load(tmp_path / "out").transformer
     assert len(transformer.transformer_blocks) == 2
+    assert any(isinstance(module, QuantizedLinear) for module in transformer.modules())
+
+
+def test_the_chain_ends_in_a_ternary_small_model(model: Path, tmp_path: Path) -> None:
+    settings = [
+        *SETTINGS,
+        "ternary.samples=2",
+        "ternary.sampling_steps=3",
+        "ternary.batch=2",
+        "ternary.training.steps=4",
+    ]
+    ditpress.compress(str(model), "tiny-ternary", out=tmp_path / "out", overrides=settings)
+    report = load_report(tmp_path / "out" / "report.json")
+    assert [stage.name for stage in report.stages][2:5] == ["prune-depth", "distill", "ternary"]
+    assert report.size.compressed_bytes < 0.3 * report.size.original_bytes
+    transformer = ditpress.load(tmp_path / "out").transformer
+    assert len(transformer.transformer_blocks) == 2
+    formats = {m.format for m in transformer.modules() if isinstance(m, QuantizedLinear)}
+    assert formats == {"ternary"}
+
+
+def test_the_chain_ends_in_a_quantized_narrow_model(model: Path, tmp_path: Path) -> None:
+    settings = [setting for setting in SETTINGS if not setting.startswith("prune-depth")]
+    groups = ["quantize.weights.group=32"]  # two heads of 16 channels are what is left
+    ditpress.compress(str(model), "small", out=tmp_path / "out", overrides=[*settings, *groups])
+    report = load_report(tmp_path / "out" / "report.json")
+    names = [stage.name for stage in report.stages]
+    assert names[2:6] == ["prune-width", "distill", "smooth", "quantize"]
+    transformer = ditpress.load(tmp_path / "out").transformer
+    assert len(transformer.transformer_blocks) == 4
+    assert {sizes.get("heads", 2) for sizes in cut_sizes(transformer).values()} == {2}
     assert any(isinstance(module, QuantizedLinear) for module in transformer.modules())
 
 

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from ditpress.compress import Stage
 from ditpress.errors import InputError
 from ditpress.recipes.recipe import Recipe, load_recipe
-from fidelity.rows import Row
 
 
-def recipe_of(row: Row) -> Recipe:
+class RecipeRow(Protocol):
+    """A row that a recipe makes."""
+
+    @property
+    def recipe(self) -> str: ...
+
+    @property
+    def overrides(self) -> tuple[str, ...]: ...
+
+    @property
+    def without(self) -> tuple[str, ...]: ...
+
+
+def recipe_of(row: RecipeRow) -> Recipe:
     """The row's recipe, without images and times of its own: the benchmark draws them.
 
     Raises:

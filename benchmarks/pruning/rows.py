@@ -1,0 +1,188 @@
+"""The rows of the table, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from comparison.rows import matching
+
+Kind = Literal["original", "chain", "depth", "width", "part"]
+
+SEEDS = (0, 1, 2)
+# What all rows train on, so that a row takes minutes on one core; the recipes' own budgets are larger. In the
+# same time, output errors alone reach more than with block outputs (13.9 against 13.3 dB after a minute on
+# three blocks of zoo:mnist-dit), and one call a step as much as two.
+BUDGET = {
+    "prune-depth": ("prune-depth.learned.training.steps=200",),
+    "distill": (
+        "distill.samples=64",
+        "distill.training.steps=600",
+        "distill.training.calls=1",
+        "distill.training.learning_rate=1e-3",
+        "distill.training.features=0",
+    ),
+    "ternary": ("ternary.samples=64", "ternary.training.steps=400", "ternary.training.features=0"),
+}
+CRITERIA = ("learned", "output", "similarity", "random")
+IMPORTANCES = ("taylor", "hessian", "magnitude", "random")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of the table.
+
+    Attributes:
+        name: unique, of letters that a folder can have.
+        kind: what it is.
+        of: what it has in common with the rows that differ from it by the seed alone.
+        recipe: name of the recipe that makes it.
+        overrides: settings of the recipe, as ``--set`` takes them.
+        without: kinds of stages that are left out of the recipe.
+        fine_tune: train on the diffusion loss (``pruning.finetune``) where the recipe distils.
+        label: in the table; "": the name.
+    """
+
+    name: str
+    kind: Kind
+    of: str = ""
+    recipe: str = ""
+    overrides: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    fine_tune: bool = False
+    label: str = ""
+
+    @property
+    def title(self) -> str:
+        return self.label or self.name
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain data, for a worker and for keys."""
+        return asdict(self)
+
+    @classmethod
+    def from_data(cls, data: dict[str, Any]) -> Row:
+        return cls(**{**data, "overrides": tuple(data["overrides"]), "without": tuple(data["without"])})
+
+
+ORIGINAL = Row("original", "original")
+
+
+def _budget(*stages: str) -> tuple[str, ...]:
+    return tuple(setting for stage in stages for setting in BUDGET[stage])
+
+
+CHAINS: tuple[Row, ...] = (
+    Row("tiny", "chain", recipe="tiny", overrides=_budget("prune-depth", "distill")),
+    Row("small", "chain", recipe="small", overrides=_budget("distill")),
+    Row(
+        "tiny-ternary",
+        "chain",
+        recipe="tiny-ternary",
+        overrides=_budget("prune-depth", "distill", "ternary"),
+    ),
+)
+
+
+def _depth(criterion: str, seed: int) -> Row:
+    return Row(
+        f"depth-{criterion}-{seed}",
+        "depth",
+        of=f"depth-{criterion}",
+        recipe="prune-depth",
+        overrides=(
+            *_budget("prune-depth", "distill"),
+            f"prune-depth.criterion={criterion}",
+            f"prune-depth.seed={seed}",
+            f"prune-depth.learned.training.seed={seed}",
+            f"distill.training.seed={seed}",
+        ),
+        label=f"blocks: {criterion}, seed {seed}",
+    )
+
+
+DEPTH: tuple[Row, ...] = tuple(_depth(criterion, seed) for criterion in CRITERIA for seed in SEEDS)
+BEST_DEPTH = DEPTH[0]
+
+
+def _width(importance: str, seed: int) -> Row:
+    drawn = importance == "random"
+    return Row(
+        f"width-{importance}" + (f"-{seed}" if drawn else ""),
+        "width",
+        of=f"width-{importance}",
+        recipe="small",
+        overrides=(
+            *_budget("distill"),
+            f"prune-width.importance={importance}",
+            f"prune-width.seed={seed}",
+        ),
+        without=("smooth", "quantize"),
+        label=f"units: {importance}" + (f", seed {seed}" if drawn else ""),
+    )
+
+
+WIDTH: tuple[Row, ...] = tuple(
+    _width(importance, seed)
+    for importance in IMPORTANCES
+    for seed in (SEEDS if importance == "random" else SEEDS[:1])
+)
+
+
+def _alone(row: Row) -> Row:
+    """The row without training."""
+    return replace(
+        row,
+        name=f"{row.of}-alone",
+        kind="part",
+        of="",
+        overrides=tuple(setting for setting in row.overrides if not setting.startswith("distill.")),
+        without=(*row.without, "distill"),
+        label=f"{row.label.partition(', ')[0]}, not trained",
+    )
+
+
+UNFITTED = replace(
+    WIDTH[0],
+    name="width-taylor-unfitted",
+    kind="part",
+    of="",
+    overrides=(*WIDTH[0].overrides, "prune-width.reconstruct=false"),
+    label="units: taylor, readers not fitted again",
+)
+FINE_TUNED = replace(
+    BEST_DEPTH,
+    name="depth-fine-tuned",
+    kind="part",
+    of="",
+    fine_tune=True,
+    label="blocks: learned, fine-tuned on the diffusion loss",
+)
+WITH_FEATURES = replace(
+    BEST_DEPTH,
+    name="depth-features",
+    kind="part",
+    of="",
+    overrides=(*BEST_DEPTH.overrides, "distill.training.features=0.5"),
+    label="blocks: learned, distilled with block outputs too",
+)
+PARTS: tuple[Row, ...] = (
+    FINE_TUNED,
+    WITH_FEATURES,
+    *(_alone(row) for row in DEPTH if row.name.endswith(f"-{SEEDS[0]}")),
+    UNFITTED,
+    _alone(WIDTH[0]),
+)
+
+ROWS: tuple[Row, ...] = (ORIGINAL, *CHAINS, *DEPTH, *WIDTH, *PARTS)
+
+
+def select(patterns: Sequence[str]) -> list[Row]:
+    """The rows whose names match a pattern (* and ?), and the original before them; all without one.
+
+    Raises:
+        ValueError: a pattern that matches no row.
+    """
+    wanted = matching([row.name for row in ROWS], patterns)
+    return [row for row in ROWS if row.name in wanted or row is ORIGINAL]
