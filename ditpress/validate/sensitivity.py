@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 
@@ -13,37 +14,8 @@ from ditpress.kernels.linear import QuantizedLinear
 from ditpress.kernels.wrap import branch_modules, input_weight, main_linear, outer_names
 from ditpress.progress import track
 from ditpress.validate.paired import OutputSqnr, RecordedCall, decibel
-from ditpress.validate.report import Strict
+from ditpress.validate.report import Details, LayerDetail, TimestepDetail
 from ditpress.validate.size import Stored, stored_modules
-
-
-class LayerDetail(Strict):
-    """One module that owns tensors, with all that wraps it: its size, and its error where it was quantized.
-
-    ``weight_error``: ‖Ŵ - W‖ / ‖W‖ (Frobenius). ``output_sqnr_db``: of its output, given the input that
-    it has in the reference transformer, so without the errors of the layers before it.
-    """
-
-    name: str
-    format: str
-    original_bytes: float
-    compressed_bytes: float
-    weight_error: float | None
-    output_sqnr_db: float | None
-
-
-class TimestepDetail(Strict):
-    """SQNR of the transformer's output at one timestep, in dB."""
-
-    timestep: float
-    sqnr_db: float
-
-
-class Details(Strict):
-    """What the plots of report.html show beyond report.json."""
-
-    layers: list[LayerDetail]
-    timesteps: list[TimestepDetail]
 
 
 def low_bit_layers(transformer: nn.Module) -> set[str]:
@@ -56,7 +28,6 @@ def low_bit_layers(transformer: nn.Module) -> set[str]:
     }
 
 
-@torch.inference_mode()
 def layer_errors(
     reference: nn.Module,
     compressed: nn.Module,
@@ -77,10 +48,30 @@ def layer_errors(
 
     Returns:
         layer name -> (‖Ŵ - W‖ / ‖W‖, output SQNR in dB or None where no call reached the layer).
-        Nothing is kept but two sums per layer.
 
     Raises:
         InputError: a quantized layer has no float layer of the same shape in ``reference``.
+    """
+    result: dict[str, tuple[float, float | None]] = {}
+    for name, (weight_error, energies) in layer_energies(reference, compressed, calls, names).items():
+        sums = [sum(parts) for parts in zip(*energies.values(), strict=True)]
+        result[name] = (weight_error, decibel(*sums) if sums else None)
+    return result
+
+
+@torch.inference_mode()
+def layer_energies(
+    reference: nn.Module,
+    compressed: nn.Module,
+    calls: Sequence[RecordedCall],
+    names: Collection[str] | None = None,
+) -> dict[str, tuple[float, dict[float, tuple[float, float]]]]:
+    """What :func:`layer_errors` is made of: weight error, and energies by timestep of output and its error.
+
+    Nothing is kept but two sums per layer and timestep.
+
+    Returns:
+        layer name -> (‖Ŵ - W‖ / ‖W‖, timestep -> (Σ|y|², Σ|y - ŷ|²)).
     """
     wanted = low_bit_layers(compressed) if names is None else set(names)
     layers = {name: module for name, module in compressed.named_modules() if name in wanted}
@@ -94,28 +85,27 @@ def layer_errors(
             difference.norm() / weight.norm().clamp_min(torch.finfo(weight.dtype).tiny)
         )
 
-    signal: dict[str, float] = defaultdict(float)
-    noise: dict[str, float] = defaultdict(float)
+    energies: dict[str, dict[float, tuple[float, float]]] = {name: {} for name in layers}
+    timestep = math.nan
 
     def hook_for(name: str, layer: nn.Module):  # type: ignore[no-untyped-def]
         def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             y = output.double()
-            signal[name] += float(y.square().sum())
-            noise[name] += float((layer(args[0]).double() - y).square().sum())
+            signal, noise = energies[name].get(timestep, (0.0, 0.0))
+            noise += float((layer(args[0]).double() - y).square().sum())
+            energies[name][timestep] = (signal + float(y.square().sum()), noise)
 
         return hook
 
     handles = [floats[name].register_forward_hook(hook_for(name, layer)) for name, layer in layers.items()]
     try:
         for call in track(calls, "error per layer"):
+            timestep = float(call.timestep)
             reference(**call.kwargs)
     finally:
         for handle in handles:
             handle.remove()
-    return {
-        name: (weight_error[name], decibel(signal[name], noise[name]) if name in signal else None)
-        for name in layers
-    }
+    return {name: (weight_error[name], energies[name]) for name in layers}
 
 
 def details(
