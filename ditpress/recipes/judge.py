@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ditpress import __version__
-from ditpress.calibrate.calls import Call, load_calls, record_calls
+from ditpress.calibrate.calls import Call, record_calls
 from ditpress.compress.schema import parse
 from ditpress.errors import InputError
 from ditpress.export.session import OnnxTransformer
@@ -35,11 +35,13 @@ from ditpress.recipes.run import read_marker
 from ditpress.recipes.sampling import Drawing, draw_table
 from ditpress.recipes.steps import ERROR_CALLS, first_seed, spread
 from ditpress.validate.gate.figures import Figure, Figures, Settings, figures_of
-from ditpress.validate.paired import OutputSqnr, decibel, output_sqnr
+from ditpress.validate.paired import OutputSqnr, decibel, decibel_error, output_sqnr
 from ditpress.validate.report import Fidelity
-from ditpress.validate.sensitivity import layer_energies
+from ditpress.validate.sensitivity import Energies, layer_energies, total_energy
 from ditpress.validate.table import Networks
 from ditpress.validate.validation import measure, read_reference
+
+CALL_SAMPLES = 8  # images whose calls are compared
 
 
 @dataclass(frozen=True)
@@ -172,21 +174,25 @@ class Judge:
             figures=Figures(
                 metrics={
                     **figures_of(fidelity),
-                    "parity_db": Figure(value=output_sqnr(self.shipped.transformer, onnx, few).total_db),
+                    **parity(self.original.transformer, self.shipped.transformer, onnx, few),
                     "bytes": Figure(value=folder_bytes(self.path / "model")),
                     "onnx_bytes": Figure(value=folder_bytes(self.path / "onnx")),
                 },
                 tables={
-                    "timestep_sqnr_db": {f"{step:g}": db for step, db in sqnr.by_timestep.items()},
+                    "timestep_sqnr_db": {
+                        f"{step:g}": Figure(value=db, error=sqnr.errors_by_timestep.get(step))
+                        for step, db in sqnr.by_timestep.items()
+                    },
                     "layer_sqnr_db": {
-                        name: decibel(*(sum(part) for part in zip(*steps.values(), strict=True)))
+                        name: sqnr_figure(rows)
                         for name, steps in energies.items()
+                        if (rows := total_energy(steps)) is not None
                     },
                 },
             ),
             sqnr=sqnr,
             layers={
-                name: {step: decibel(*pair) for step, pair in steps.items()}
+                name: {step: sqnr_figure(rows).value for step, rows in steps.items()}
                 for name, steps in energies.items()
             },
             images=images,
@@ -194,13 +200,15 @@ class Judge:
         )
 
     def _calls(self) -> list[Call]:
-        """The run's own recorded calls, or new ones where another seed or model is asked for."""
-        recorded = sorted(self.path.glob(f"stages/00-calibration-*/{MANIFEST}"))
-        if recorded and self.seed == self.recipe.seed and self.against is None:
-            return load_calls(max(recorded, key=lambda file: file.stat().st_mtime).parent)
+        """Calls of the original on its own way from noise, of enough images to tell what is noise."""
         spec = self.recipe.calibration
         return record_calls(
-            self.original, samples=spec.samples, steps=spec.steps, guidance=spec.guidance, seed=self.seed
+            self.original,
+            samples=max(CALL_SAMPLES, spec.samples),
+            steps=spec.steps,
+            guidance=spec.guidance,
+            seed=self.seed,
+            description="calls of the original",
         )
 
     def _key(self) -> str:
@@ -212,14 +220,12 @@ class Judge:
         )
 
 
-def layers_of(
-    out: Path, original: Denoiser, shipped: Denoiser, calls: Sequence[Call]
-) -> dict[str, dict[float, tuple[float, float]]]:
+def layers_of(out: Path, original: Denoiser, shipped: Denoiser, calls: Sequence[Call]) -> dict[str, Energies]:
     """Energies of output and error of the low-bit layers in OUT/model, by layer and timestep.
 
     Each layer is compared with the same one in the checkpoint before the stage that made it low-bit.
     """
-    found: dict[str, dict[float, tuple[float, float]]] = {}
+    found: dict[str, Energies] = {}
     folders = {
         int(file.parent.name[:2]): file.parent for file in sorted(out.glob(f"stages/[0-9]*/{MANIFEST}"))
     }
@@ -232,6 +238,22 @@ def layers_of(
         energies = layer_energies(before, shipped.transformer, calls, list(names))
         found |= {name: steps for name, (_, steps) in energies.items() if steps}
     return found
+
+
+def parity(original: Any, checkpoint: Any, onnx: Any, calls: Sequence[Call]) -> dict[str, Figure]:
+    """Whether the ONNX file and the checkpoint are one model: nearer to each other than to the original."""
+    between = output_sqnr(checkpoint, onnx, calls)
+    best = max(output_sqnr(original, model, calls).total_db for model in (checkpoint, onnx))
+    return {
+        "parity_db": Figure(value=between.total_db, error=between.total_error),
+        "parity_margin_db": Figure(value=between.total_db - best),
+    }
+
+
+def sqnr_figure(rows: tuple[Tensor, Tensor]) -> Figure:
+    """SQNR in dB of rows of signal and noise energy."""
+    signal, noise = rows
+    return Figure(value=decibel(float(signal.sum()), float(noise.sum())), error=decibel_error(signal, noise))
 
 
 def folder_bytes(folder: Path) -> float:

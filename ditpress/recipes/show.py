@@ -101,7 +101,7 @@ def check_table(outcome: Check) -> None:
     """What ``check`` prints: failed rules first."""
     console = Console()
     if outcome.updated:
-        console.print(f"{outcome.baseline}: written; review and commit it")
+        console.print(f"{outcome.baseline}: written; review and commit it", soft_wrap=True)
         return
     table = Table(title=f"{outcome.out} against {outcome.baseline}", title_justify="left")
     for column in ("", "metric", "now", "baseline", "limit", "rule"):

@@ -140,23 +140,27 @@ class FeatureExtractor:
         output = self.model.vision_model(pixel_values=self.preprocess(images), output_hidden_states=True)
         return [hidden[:, 1:] for hidden in output.hidden_states[1:]]
 
-    def spatial_features(self, images: Tensor) -> Tensor:
-        """Features that still know where: :data:`SPATIAL_CHANNELS` of the middle layer on a coarse grid.
+    @torch.inference_mode()
+    def describe(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """``features`` of one batch, and features that still know where, by one pass of the network.
 
         sFID (Nash et al. 2021) takes the first channels of a middle layer of Inception-v3 for FID; here it is
-        those of the vision tower, its patches averaged to :data:`SPATIAL_GRID` x :data:`SPATIAL_GRID` cells.
+        :data:`SPATIAL_CHANNELS` of the middle layer of the vision tower, its patches averaged to
+        :data:`SPATIAL_GRID` x :data:`SPATIAL_GRID` cells.
 
         Args:
             images: float [n, C, H, W] in [0, 1], one batch.
 
         Returns:
-            float32 [n, 64] on the CPU.
+            float32 [n, D] and [n, 64] on the CPU.
         """
-        layers = self.patch_features(images)
-        patches = layers[(len(layers) - 1) // 2]
+        output = self.model.vision_model(pixel_values=self.preprocess(images), output_hidden_states=True)
+        layers = output.hidden_states[1:]
+        patches = layers[(len(layers) - 1) // 2][:, 1:]
         side = math.isqrt(patches.shape[1])
         grid = patches[:, : side * side, :SPATIAL_CHANNELS].transpose(1, 2).unflatten(2, (side, side))
-        return F.adaptive_avg_pool2d(grid, SPATIAL_GRID).flatten(1).cpu()
+        spatial = F.adaptive_avg_pool2d(grid, SPATIAL_GRID).flatten(1)
+        return self.model.visual_projection(output.pooler_output).cpu(), spatial.cpu()
 
     def class_logits(self, features: Tensor, class_features: Tensor) -> Tensor:
         """Zero-shot logits [n, K] of image features [n, D] for the texts of K classes [K, D]."""

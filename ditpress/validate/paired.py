@@ -43,7 +43,7 @@ class OutputSqnr:
     total_db: float
     by_timestep: dict[float, float]
     total_error: float | None = None
-    errors_by_timestep: dict[float, float] = field(default_factory=dict)
+    errors_by_timestep: dict[float, float | None] = field(default_factory=dict)
 
 
 def psnr(original: Tensor, compressed: Tensor) -> float:
@@ -137,12 +137,14 @@ def output_sqnr(
         raise InputError("output SQNR: no recorded calls; expected at least one")
     steps = sorted(signal)
     rows = {len(energies) for step in steps for energies in signal[step]}
-    errors: dict[float, float] = {}
+    errors: dict[float, float | None] = {}
     total_error = None
-    if len(rows) == 1 and rows != {1}:
+    if len(rows) == 1:
         sums = {step: (torch.stack(signal[step]).sum(0), torch.stack(noise[step]).sum(0)) for step in steps}
-        errors = {step: _db_error(*sums[step]) for step in steps}
-        total_error = _db_error(*(torch.stack(parts).sum(0) for parts in zip(*sums.values(), strict=True)))
+        errors = {step: decibel_error(*sums[step]) for step in steps}
+        total_error = decibel_error(
+            *(torch.stack(parts).sum(0) for parts in zip(*sums.values(), strict=True))
+        )
     energy = {step: (_total(signal[step]), _total(noise[step])) for step in steps}
     return OutputSqnr(
         total_db=decibel(*(sum(parts) for parts in zip(*energy.values(), strict=True))),
@@ -156,8 +158,10 @@ def _total(energies: Sequence[Tensor]) -> float:
     return float(sum(rows.sum() for rows in energies))
 
 
-def _db_error(signal: Tensor, noise: Tensor) -> float:
-    """Standard error in dB of 10 log10(Σ signal / Σ noise), rows [n] resampled together."""
+def decibel_error(signal: Tensor, noise: Tensor) -> float | None:
+    """Standard error in dB of 10 log10(Σ signal / Σ noise), rows [n] resampled together; None of one row."""
+    if len(signal) < 2:
+        return None
 
     def ratio(counts: Tensor) -> Tensor:
         tiny = torch.finfo(torch.float64).tiny

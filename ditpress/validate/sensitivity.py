@@ -17,6 +17,8 @@ from ditpress.validate.paired import OutputSqnr, RecordedCall, decibel
 from ditpress.validate.report import Details, LayerDetail, TimestepDetail
 from ditpress.validate.size import Stored, stored_modules
 
+Energies = dict[float, tuple[Tensor, Tensor]]  # of an output and of its error, by timestep; rows of a batch
+
 
 def low_bit_layers(transformer: nn.Module) -> set[str]:
     """Names, as in the plain model, of the linears whose main part is quantized; not of branches."""
@@ -54,9 +56,22 @@ def layer_errors(
     """
     result: dict[str, tuple[float, float | None]] = {}
     for name, (weight_error, energies) in layer_energies(reference, compressed, calls, names).items():
-        sums = [sum(parts) for parts in zip(*energies.values(), strict=True)]
-        result[name] = (weight_error, decibel(*sums) if sums else None)
+        rows = total_energy(energies)
+        result[name] = (
+            weight_error,
+            None if rows is None else decibel(*(float(part.sum()) for part in rows)),
+        )
     return result
+
+
+def total_energy(energies: Energies) -> tuple[Tensor, Tensor] | None:
+    """Rows of signal and noise over all timesteps; None where there are none."""
+    if not energies:
+        return None
+    signal, noise = zip(*energies.values(), strict=True)
+    if len({len(rows) for rows in signal}) > 1:  # batches of several sizes: rows are not the same samples
+        signal, noise = ([rows.sum()[None] for rows in parts] for parts in (signal, noise))
+    return torch.stack(list(signal)).sum(0), torch.stack(list(noise)).sum(0)
 
 
 @torch.inference_mode()
@@ -65,13 +80,13 @@ def layer_energies(
     compressed: nn.Module,
     calls: Sequence[RecordedCall],
     names: Collection[str] | None = None,
-) -> dict[str, tuple[float, dict[float, tuple[float, float]]]]:
+) -> dict[str, tuple[float, Energies]]:
     """What :func:`layer_errors` is made of: weight error, and energies by timestep of output and its error.
 
-    Nothing is kept but two sums per layer and timestep.
+    Nothing is kept but two sums per layer, timestep and row of the batch.
 
     Returns:
-        layer name -> (‖Ŵ - W‖ / ‖W‖, timestep -> (Σ|y|², Σ|y - ŷ|²)).
+        layer name -> (‖Ŵ - W‖ / ‖W‖, timestep -> (Σ|y|², Σ|y - ŷ|²), float64 [batch] each).
     """
     wanted = low_bit_layers(compressed) if names is None else set(names)
     layers = {name: module for name, module in compressed.named_modules() if name in wanted}
@@ -85,15 +100,18 @@ def layer_energies(
             difference.norm() / weight.norm().clamp_min(torch.finfo(weight.dtype).tiny)
         )
 
-    energies: dict[str, dict[float, tuple[float, float]]] = {name: {} for name in layers}
+    energies: dict[str, Energies] = {name: {} for name in layers}
     timestep = math.nan
 
     def hook_for(name: str, layer: nn.Module):  # type: ignore[no-untyped-def]
         def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             y = output.double()
-            signal, noise = energies[name].get(timestep, (0.0, 0.0))
-            noise += float((layer(args[0]).double() - y).square().sum())
-            energies[name][timestep] = (signal + float(y.square().sum()), noise)
+            pair = (y, layer(args[0]).double() - y)
+            signal, noise = (part.square().reshape(len(part), -1).sum(1).cpu() for part in pair)
+            before = energies[name].get(timestep)
+            if before is not None:
+                signal, noise = (_add(*parts) for parts in zip(before, (signal, noise), strict=True))
+            energies[name][timestep] = (signal, noise)
 
         return hook
 
@@ -106,6 +124,11 @@ def layer_energies(
         for handle in handles:
             handle.remove()
     return {name: (weight_error[name], energies[name]) for name in layers}
+
+
+def _add(a: Tensor, b: Tensor) -> Tensor:
+    """Rows of two calls; of one total where the batches differ."""
+    return a + b if len(a) == len(b) else (a.sum() + b.sum())[None]
 
 
 def details(

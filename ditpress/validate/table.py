@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ditpress.errors import InputError, StageError
 from ditpress.validate import paired
-from ditpress.validate.extractor import FeatureExtractor
+from ditpress.validate.extractor import BATCH_SIZE, FeatureExtractor
 from ditpress.validate.inception import InceptionExtractor
 
 SIDES = ("original", "compressed")
@@ -53,9 +53,10 @@ def describe(images: Tensor, networks: Networks, captions: Sequence[str] | None 
         captions: one per image; None: no ``clip``.
     """
     clip = networks.clip
-    embeddings = clip.features(images, description="image features")
+    described = [clip.describe(batch) for batch in images.split(BATCH_SIZE)]
+    embeddings, spatial = (torch.cat(parts) for parts in zip(*described, strict=True))
     if networks.inception is None:
-        table = {"features": embeddings, "spatial": clip.spatial_features(images)}
+        table = {"features": embeddings, "spatial": spatial}
     else:
         table = {**networks.inception.describe(images), "clip_features": embeddings}
     if captions is not None:

@@ -63,8 +63,7 @@ def test_every_figure_compares_the_right_two_things(
     assert result.compressed.cmmd == pytest.approx(cmmd(b, real))
     assert (result.compressed.precision, result.compressed.recall) == precision_recall(b, real)
     spatial = [
-        moments(extractor.spatial_features(x))
-        for x in (torch.cat(list(reference.batches((1, 28, 28)))), original)
+        moments(extractor.describe(x)[1]) for x in (torch.cat(list(reference.batches((1, 28, 28)))), original)
     ]
     assert result.original.sfid == pytest.approx(frechet(*spatial))
     classes = extractor.class_logits(b, extractor.text_features(["one", "a one"]))

@@ -167,10 +167,7 @@ def _table(metric: str, rule: Rule, now: Figures, before: Figures) -> Verdict:
             f"rule {metric}: {len(there)} entries in the baseline, {len(here)} here, such as {odd} in one of "
             "them only; the baseline is of another compression: accept it with --update"
         )
-    verdicts = [
-        judge(metric, rule, Figure(value=here[entry]), Figure(value=there[entry]), entry)
-        for entry in sorted(here)
-    ]
+    verdicts = [judge(metric, rule, here[entry], there[entry], entry) for entry in sorted(here)]
     return max(verdicts, key=lambda verdict: _badness(verdict))
 
 

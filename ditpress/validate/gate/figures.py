@@ -46,7 +46,7 @@ class Figures(Strict):
     """Metrics by name; those that have an entry for every layer or timestep in ``tables``."""
 
     metrics: dict[str, Figure] = Field(default_factory=dict)
-    tables: dict[str, dict[str, float]] = Field(default_factory=dict)
+    tables: dict[str, dict[str, Figure]] = Field(default_factory=dict)
     hardware: str | None = None
 
 
