@@ -12,7 +12,7 @@ import yaml
 from ditpress.errors import GateError, InputError
 from ditpress.recipes.bench import bench_run
 from ditpress.recipes.judge import Judge, Judged, versions
-from ditpress.validate.gate.baseline import SCHEMA, Baseline, load_baseline
+from ditpress.validate.gate.baseline import Baseline, load_baseline
 from ditpress.validate.gate.compare import Verdict, compare, require_enough, require_like
 from ditpress.validate.gate.figures import Figure
 from ditpress.validate.gate.rules import DEFAULTS, DISTANCES, TIMED, Rules, parse_rules
@@ -112,7 +112,7 @@ def read_rules(rules: str | Path | Mapping[str, Any]) -> Rules:
 
 def _baseline(judge: Judge, judged: Judged, rules: Rules) -> Baseline:
     return Baseline(
-        schema=SCHEMA,
+        schema=1,
         recipe=judge.recipe.name,
         settings=judged.settings,
         versions=versions(),

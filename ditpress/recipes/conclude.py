@@ -114,16 +114,19 @@ def measure_fidelity(
 ) -> Fidelity:
     """The fidelity part of the report from two sets of same-seed images."""
     spec = recipe.validation
+    found = networks(spec)
     return validate(
         original,
         compressed,
-        networks=networks(spec),
+        extractor=found.clip,
+        inception=found.inception,
         steps=spec.steps,
         guidance=spec.guidance,
         first_seed=first_seed(recipe.seed),
         captions=captions,
         reference=real_images(denoiser, spec),
-        sqnr=sqnr,
+        output_sqnr_db=None if sqnr is None else sqnr.total_db,
+        output_sqnr_error=None if sqnr is None else sqnr.total_error,
     )
 
 

@@ -37,6 +37,7 @@ from ditpress.recipes.steps import ERROR_CALLS, first_seed, spread
 from ditpress.validate.gate.figures import Figure, Figures, Settings, figures_of
 from ditpress.validate.paired import OutputSqnr, decibel, decibel_error, output_sqnr
 from ditpress.validate.report import Fidelity
+from ditpress.validate.scores import Score
 from ditpress.validate.sensitivity import Energies, layer_energies, total_energy
 from ditpress.validate.table import Networks
 from ditpress.validate.validation import measure, read_reference
@@ -163,7 +164,7 @@ class Judge:
             real=None
             if self.reference is None
             else read_reference(self.reference, self.networks, (shape[1], shape[2], shape[3])),
-            sqnr=sqnr,
+            sqnr=Score(sqnr.total_db, sqnr.total_error),
         )
         energies = layers_of(self.path, self.original, self.shipped, spread(calls, ERROR_CALLS))
         shutil.rmtree(work, ignore_errors=True)

@@ -68,10 +68,10 @@ def total_energy(energies: Energies) -> tuple[Tensor, Tensor] | None:
     """Rows of signal and noise over all timesteps; None where there are none."""
     if not energies:
         return None
-    signal, noise = zip(*energies.values(), strict=True)
+    signal, noise = ([pair[part] for pair in energies.values()] for part in (0, 1))
     if len({len(rows) for rows in signal}) > 1:  # batches of several sizes: rows are not the same samples
         signal, noise = ([rows.sum()[None] for rows in parts] for parts in (signal, noise))
-    return torch.stack(list(signal)).sum(0), torch.stack(list(noise)).sum(0)
+    return torch.stack(signal).sum(0), torch.stack(noise).sum(0)
 
 
 @torch.inference_mode()

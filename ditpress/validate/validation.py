@@ -12,7 +12,6 @@ from ditpress.validate import fidelity
 from ditpress.validate.bootstrap import CONFIDENCE
 from ditpress.validate.extractor import FeatureExtractor
 from ditpress.validate.inception import InceptionExtractor
-from ditpress.validate.paired import OutputSqnr
 from ditpress.validate.reference import Reference
 from ditpress.validate.report import (
     CompressedScores,
@@ -31,23 +30,26 @@ def validate(
     original: Tensor,
     compressed: Tensor,
     *,
-    networks: Networks,
+    extractor: FeatureExtractor,
+    inception: InceptionExtractor | None = None,
     steps: int | None,
     guidance: float | None,
     first_seed: int | None = None,
     captions: Sequence[str] | None = None,
     reference: Reference | None = None,
-    sqnr: OutputSqnr | None = None,
+    output_sqnr_db: float | None = None,
+    output_sqnr_error: float | None = None,
 ) -> Fidelity:
     """Measure the compressed model's samples against the original's, the captions and real images.
 
     Args:
         original, compressed: float [n, C, H, W] in [0, 1]; image i of both from the same seed. n ≥ 2.
-        networks: behind all feature figures.
+        extractor: the network of all feature figures, but for those of ``inception``.
+        inception: the network of FID and its kin, where it is given.
         steps, guidance, first_seed: how the samples were drawn, for the record.
         captions: one per image; None: no CLIP score.
         reference: real images; None: only the figures without them.
-        sqnr: from :func:`ditpress.validate.paired.output_sqnr`, where it was measured.
+        output_sqnr_db, output_sqnr_error: from :func:`ditpress.validate.paired.output_sqnr`, where measured.
 
     Raises:
         InputError: shapes or numbers of images and captions do not fit together.
@@ -57,6 +59,7 @@ def validate(
         raise InputError(
             f"samples {tuple(original.shape)}: expected n of at least 2, a distribution; raise --samples"
         )
+    networks = Networks(extractor, inception)
     shape = (original.shape[1], original.shape[2], original.shape[3])
     return measure(
         tabulate(original, compressed, networks, captions),
@@ -67,7 +70,7 @@ def validate(
         captions=captions,
         reference=reference,
         real=None if reference is None else read_reference(reference, networks, shape),
-        sqnr=sqnr,
+        sqnr=None if output_sqnr_db is None else Score(output_sqnr_db, output_sqnr_error),
     )
 
 
@@ -81,11 +84,11 @@ def measure(
     captions: Sequence[str] | None,
     reference: Reference | None,
     real: RealImages | None,
-    sqnr: OutputSqnr | None,
+    sqnr: Score | None,
 ) -> Fidelity:
     """The figures of a table of same-seed pairs; arguments as of :func:`validate`.
 
-    ``real``: the rows of ``reference``, see :func:`read_reference`.
+    ``real``: the rows of ``reference``, see :func:`read_reference`; ``sqnr``: of the outputs of one step.
     """
     sides = {name: side(table, name) for name in SIDES}
     count = len(table["ssim"])
@@ -93,7 +96,7 @@ def measure(
     scores["compressed"] |= scores_to_original(sides["original"], sides["compressed"])
     scores["paired"] = pair_scores(table)
     if sqnr is not None:
-        scores["paired"]["output_sqnr_db"] = Score(sqnr.total_db, sqnr.total_error)
+        scores["paired"]["output_sqnr_db"] = sqnr
     figures = {
         group: dict.fromkeys(model.model_fields) | {name: s.value for name, s in scores[group].items()}
         for group, model in (("original", Scores), ("compressed", CompressedScores), ("paired", PairedScores))

@@ -52,7 +52,13 @@ def test_moments_of_an_adm_batch_take_the_place_of_those_of_its_images(
     original = torch.rand(8, 1, 28, 28, generator=torch.Generator().manual_seed(1))
     networks = Networks(extractor, TinyInception())
     result = validate(
-        original, original.flip(3), networks=networks, steps=1, guidance=None, reference=reference
+        original,
+        original.flip(3),
+        extractor=extractor,
+        inception=networks.inception,
+        steps=1,
+        guidance=None,
+        reference=reference,
     )
     own = networks.inception.describe(original)
     with np.load(path) as arrays:
@@ -76,8 +82,16 @@ def test_moments_alone_give_fid_and_nothing_that_needs_images(
 ) -> None:
     reference = load_reference(adm_batch(tmp_path / "stats.npz", "mu", "sigma"))
     original = torch.rand(8, 1, 28, 28, generator=torch.Generator().manual_seed(1))
-    networks = Networks(extractor, TinyInception())
-    scores = validate(original, original, networks=networks, steps=1, guidance=None, reference=reference)
+    inception = TinyInception()
+    scores = validate(
+        original,
+        original,
+        extractor=extractor,
+        inception=inception,
+        steps=1,
+        guidance=None,
+        reference=reference,
+    )
     assert scores.original.fid is not None
     assert (scores.original.sfid, scores.original.kid, scores.original.precision) == (None, None, None)
     with pytest.raises(InputError, match=r"moments of Inception-v3 and no images; .* --inception"):

@@ -11,9 +11,7 @@ from ditpress.validate.metrics.cmmd import cmmd
 from ditpress.validate.metrics.frechet import frechet, moments
 from ditpress.validate.metrics.inception_score import inception_score
 from ditpress.validate.metrics.precision_recall import precision_recall
-from ditpress.validate.paired import OutputSqnr
 from ditpress.validate.reference import Reference, load_reference
-from ditpress.validate.table import Networks
 from ditpress.validate.validation import validate
 
 
@@ -39,12 +37,13 @@ def test_every_figure_compares_the_right_two_things(
     result = validate(
         original,
         compressed,
-        networks=Networks(extractor),
+        extractor=extractor,
         steps=20,
         guidance=4.0,
         captions=captions,
         reference=reference,
-        sqnr=OutputSqnr(12.5, {}, 0.25),
+        output_sqnr_db=12.5,
+        output_sqnr_error=0.25,
     )
     a, b = extractor.features(original), extractor.features(compressed)
     real = extractor.features(torch.cat(list(reference.batches((1, 28, 28)))))
@@ -91,7 +90,7 @@ def test_every_figure_compares_the_right_two_things(
 def test_without_reference_and_captions_only_the_original_is_the_measure(
     extractor: FeatureExtractor, images: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
-    result = validate(*images, networks=Networks(extractor), steps=None, guidance=None)
+    result = validate(*images, extractor=extractor, steps=None, guidance=None)
     assert (result.original.fid, result.original.kid, result.original.clip) == (None, None, None)
     assert (result.compressed.fid, result.compressed.clip, result.reference) == (None, None, None)
     assert result.compressed.fid_to_original is not None
@@ -105,7 +104,7 @@ def test_broken_samples_are_refused(
     original, compressed = images
     compressed[3, 0, 5, 5] = float("nan")
     with pytest.raises(StageError, match="compressed model hold NaN"):
-        validate(original, compressed, networks=Networks(extractor), steps=1, guidance=None)
+        validate(original, compressed, extractor=extractor, steps=1, guidance=None)
 
 
 def test_sets_that_do_not_fit_are_refused(
@@ -113,8 +112,6 @@ def test_sets_that_do_not_fit_are_refused(
 ) -> None:
     original, compressed = images
     with pytest.raises(InputError, match="n of at least 2"):
-        validate(original[:1], compressed[:1], networks=Networks(extractor), steps=1, guidance=None)
+        validate(original[:1], compressed[:1], extractor=extractor, steps=1, guidance=None)
     with pytest.raises(InputError, match="3 captions for 12 samples"):
-        validate(
-            original, compressed, networks=Networks(extractor), steps=1, guidance=None, captions=["one"] * 3
-        )
+        validate(original, compressed, extractor=extractor, steps=1, guidance=None, captions=["one"] * 3)
