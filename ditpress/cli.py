@@ -1,4 +1,4 @@
-"""The command line: one command per recipe, and inspect, validate, check, bench, sample.
+"""The command line: one command per recipe, and inspect, validate, check, report, bench, sample.
 
 Imports torch only inside the commands, so that help is quick.
 """
@@ -337,6 +337,23 @@ def check_command(
     elif not quiet:
         show.check_table(outcome)
     outcome.require()
+
+
+@cli.command("report")
+@click.argument("outs", metavar="OUT...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "page",
+    type=click.Path(path_type=Path),
+    default="frontier.html",
+    show_default=True,
+    help="The page.",
+)
+def report_command(outs: tuple[Path, ...], page: Path) -> None:
+    """One page of several finished runs: size against FID against time, pictures side by side."""
+    from ditpress.recipes.frontier_report import write_frontier
+
+    click.echo(str(write_frontier(outs, page)))
 
 
 @cli.command("bench")

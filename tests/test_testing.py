@@ -42,7 +42,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 def run(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
     """With the plugin by its module; where it is installed its entry point would load it a second time."""
-    return pytester.runpytest_inprocess("-p", "no:ditpress", "-p", "ditpress.testing", "-p", "no:xdist", *arguments)
+    return pytester.runpytest_inprocess(
+        "-p", "no:ditpress", "-p", "ditpress.testing", "-p", "no:xdist", *arguments
+    )
 
 
 def test_the_fixture_measures_relative_to_the_root(
