@@ -39,6 +39,8 @@ def standard_error(
         statistic: ``statistic(counts)`` gives float64 [B] for ``counts`` [B, count] of :func:`resamples`.
     """
     values = statistic(resamples(count, replicates, seed))
+    # Of very few samples a resample may be one of them many times, of which not every statistic has a value.
+    values = values[values.isfinite()]
     return float(values.std()) if len(values) > 1 else 0.0
 
 

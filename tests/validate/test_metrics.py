@@ -159,6 +159,12 @@ def test_standard_error_of_a_mean_is_scipys() -> None:
     values = features(80, 1, 4)[:, 0]
     theirs = scipy.stats.bootstrap((values.numpy(),), np.mean, n_resamples=4000, rng=0).standard_error
     assert bootstrap.mean_error(values) == pytest.approx(theirs, rel=0.15)
+    x, once = features(3, 2, 0), torch.ones(1, 3, dtype=torch.float64)  # all three alike in one of nine draws
+    error = bootstrap.standard_error(
+        lambda counts: mmd.resampled(x, x, mmd.polynomial, counts, once, unbiased=True), 3
+    )
+    assert np.isfinite(error)
+    assert error > 0
     assert bootstrap.mean_error(torch.ones(9)) == pytest.approx(0, abs=1e-12)
 
 
