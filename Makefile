@@ -7,7 +7,7 @@ SOURCES := pyproject.toml CMakeLists.txt constraints.txt README.md LICENSE \
            $(shell find ditpress -type f ! -name '*.pyc' ! -name '*.so')
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint demo figures bench-speed bench-fidelity bench-pruning clean
+.PHONY: help install test lint browser demo figures bench-speed bench-fidelity bench-pruning clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -26,7 +26,10 @@ lint: $(VENV)/installed  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint  ## lint, types and all tests
+browser: $(BIN)/python  ## a Chromium for the tests of the report pages, into .venv
+	@test -x $(VENV)/browser/chromium || sh tests/get_browser.sh $(VENV)/browser
+
+test: lint browser  ## lint, types and all tests
 	$(BIN)/pytest
 
 demo: $(VENV)/installed  ## ditpress w4a8 on the bundled model; prints where the report is

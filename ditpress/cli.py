@@ -1,4 +1,4 @@
-"""The command line: one command per recipe, and inspect, validate, bench, sample.
+"""The command line: one command per recipe, and inspect, validate, check, report, bench, sample.
 
 Imports torch only inside the commands, so that help is quick.
 """
@@ -238,37 +238,133 @@ def inspect_command(model: str, scheduler: Path | None, device: str, as_json: bo
     click.echo(json.dumps(found, indent=2)) if as_json else show.inspection_table(found)
 
 
+measure_options = _options(
+    _samples,
+    _steps,
+    _guidance,
+    click.option(
+        "--extractor",
+        type=click.Path(path_type=Path),
+        help="CLIP folder behind CLIP score, CMMD and the rest.",
+    ),
+    click.option(
+        "--inception",
+        type=click.Path(path_type=Path),
+        help="Inception-v3 weights of torch-fidelity, for FID and its kin.",
+    ),
+    click.option(
+        "--reference",
+        type=click.Path(path_type=Path),
+        help="Real images: a folder, an .npz, or a reference batch of ADM's evaluation.",
+    ),
+)
+
+
+def _measured(options: dict[str, Any]) -> dict[str, Any]:
+    """The given ones of ``measure_options`` as settings of the validation."""
+    names = ("samples", "steps", "guidance", "extractor", "inception", "reference")
+    found = {name: options.pop(name) for name in names}
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in found.items()
+        if value is not None
+    }
+
+
 @cli.command("validate")
 @click.argument("out", type=click.Path(path_type=Path))
-@_options(_samples, _steps, _guidance, _json, _quiet)
-@click.option(
-    "--extractor", type=click.Path(path_type=Path), help="CLIP folder behind FID, KID and CLIP score."
-)
-@click.option(
-    "--reference", type=click.Path(path_type=Path), help="Folder or .npz of real images for FID and KID."
-)
-def validate_command(
-    out: Path,
-    samples: int | None,
-    steps: int | None,
-    guidance: float | None,
-    as_json: bool,
-    quiet: bool,
-    extractor: Path | None,
-    reference: Path | None,
-) -> None:
-    """Measure the finished run OUT again, with other settings; rewrites its report."""
-    from ditpress.recipes import show
-    from ditpress.recipes.revalidate import revalidate
+@measure_options
+@click.option("--against", metavar="MODEL", help="Measure against MODEL instead; the report stays as it is.")
+@_options(_json, _quiet)
+def validate_command(out: Path, against: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Measure the finished run OUT as it lies there, with other settings; rewrites its report.
 
-    named: dict[str, Any] = {"samples": samples, "steps": steps, "guidance": guidance}
-    named |= {"extractor": extractor and str(extractor), "reference": reference and str(reference)}
+    Under torchrun the processes share the samples; an interrupted measurement goes on where it stopped.
+    """
+    from ditpress.recipes import show
+    from ditpress.recipes.revalidate import measure_against, revalidate
+
+    settings = _measured(options)
     with _silence(quiet or as_json):
-        result = revalidate(out, {name: value for name, value in named.items() if value is not None})
+        if against is not None:
+            fidelity = measure_against(out, against, settings)
+            if fidelity is not None and as_json:
+                click.echo(fidelity.model_dump_json(indent=2))
+            elif fidelity is not None and not quiet:
+                show.fidelity_table(f"{out} against {against}", fidelity)
+            return
+        result = revalidate(out, settings)
+    if result is None:
+        return
     if as_json:
         click.echo(result.report.data.to_json(), nl=False)
     elif not quiet:
         show.report_table(result)
+
+
+@cli.command("check")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--baseline", type=click.Path(path_type=Path), required=True, help="JSON file in your repository."
+)
+@click.option("--update", is_flag=True, help="Write what is measured as the new baseline; its rules stay.")
+@click.option(
+    "--rules", type=click.Path(path_type=Path), help="YAML file in the place of the baseline's rules."
+)
+@_seed
+@measure_options
+@click.option("--junit", type=click.Path(path_type=Path), help="Also write JUnit XML for the CI system.")
+@click.option("--markdown", type=click.Path(path_type=Path), help="Also append Markdown to this job summary.")
+@_options(_json, _quiet)
+def check_command(
+    out: Path,
+    baseline: Path,
+    update: bool,
+    rules: Path | None,
+    seed: int | None,
+    junit: Path | None,
+    markdown: Path | None,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Gate the finished run OUT: exit code 1 where it is worse than the baseline by a rule.
+
+    Measures OUT/onnx and OUT/model as they lie there; with other settings than the baseline's it refuses.
+    """
+    from ditpress.recipes import show
+    from ditpress.recipes.check import check
+
+    with _silence(quiet or as_json):
+        outcome = check(out, baseline, _measured(options), seed=seed, rules=rules, update=update)
+    if outcome is None:
+        return
+    if not update:
+        show.write_outcome(outcome, junit, markdown)
+    if as_json:
+        from ditpress.validate.gate.outputs import to_data
+
+        click.echo(json.dumps(to_data(outcome.verdicts), indent=2))
+    elif not quiet:
+        show.check_table(outcome)
+    outcome.require()
+
+
+@cli.command("report")
+@click.argument("outs", metavar="OUT...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "page",
+    type=click.Path(path_type=Path),
+    default="frontier.html",
+    show_default=True,
+    help="The page.",
+)
+def report_command(outs: tuple[Path, ...], page: Path) -> None:
+    """One page of several finished runs: size against FID against time, pictures side by side."""
+    from ditpress.recipes.frontier_report import write_frontier
+
+    click.echo(str(write_frontier(outs, page)))
 
 
 @cli.command("bench")

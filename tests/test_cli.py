@@ -49,7 +49,18 @@ def test_help_lists_every_recipe_and_command_without_torch() -> None:
     shown = subprocess.run(
         [sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True, check=True
     )
-    for name in ("w4a8", "w8a8", "run", "recipes", "inspect", "validate", "bench", "sample"):
+    for name in (
+        "w4a8",
+        "w8a8",
+        "run",
+        "recipes",
+        "inspect",
+        "validate",
+        "check",
+        "report",
+        "bench",
+        "sample",
+    ):
         assert f"\n  {name} " in shown.stdout
     assert shown.stdout.rstrip().endswith("False")
 

@@ -89,11 +89,13 @@ class Denoiser:
         guidance: float | None = None,
         batch_size: int = 64,
         description: str = "sampling",
+        first: int = 0,
     ) -> Tensor:
         """Draw one image per seed.
 
         Image i starts from the noise of its own CPU ``torch.Generator`` with seed ``seeds[i]``, and is drawn
-        for ``conditions(len(seeds))[i]``: neither depends on the batch size or the device.
+        for ``conditions(first + len(seeds))[first + i]``: neither depends on the batch size or the device.
+        ``first``: how many images before these have used up conditions.
 
         Returns:
             float32 [n, C, H, W] in 0..1, on the CPU. A latent pipeline without a VAE gives its latents as
@@ -105,7 +107,7 @@ class Denoiser:
             raise InputError("no seeds given: expected at least one image to sample")
         if steps < 1 or batch_size < 1:
             raise InputError(f"steps {steps} and batch size {batch_size}: expected at least 1 of each")
-        wanted = self.conditions(len(seeds))
+        wanted = self.conditions(first + len(seeds))[first:]
         starts = range(0, len(seeds), batch_size)
         images = []
         with one_bar(self.pipeline, description, steps * len(starts)):

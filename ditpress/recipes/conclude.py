@@ -22,11 +22,13 @@ from ditpress.validate.extractor import FeatureExtractor
 from ditpress.validate.frontier_plot import frontier_png
 from ditpress.validate.grid import image_grid, png_bytes
 from ditpress.validate.html import Pictures, render_html
+from ditpress.validate.inception import InceptionExtractor
 from ditpress.validate.paired import OutputSqnr
 from ditpress.validate.reference import MNIST_TEST, Reference, load_reference
 from ditpress.validate.report import Fidelity, Parity, Report, Speed, StageRecord
 from ditpress.validate.sensitivity import details
 from ditpress.validate.size import size_of
+from ditpress.validate.table import Networks
 from ditpress.validate.validation import validate
 
 
@@ -59,9 +61,11 @@ def conclude(
         first, second = (load_file(folder / SAMPLES)["images"] for folder in (original, compressed))
         captions = denoiser.captions(denoiser.conditions(count))
         pictures = Pictures(first, second, captions)
-        fidelity = measure_fidelity(denoiser, recipe, first, second, captions, sqnr.total_db)
+        fidelity = measure_fidelity(denoiser, recipe, first, second, captions, sqnr)
     onnx_bytes = sum(file.stat().st_size for file in (run.path / "onnx").rglob("*") if file.is_file())
     here = environment()
+    layers = {name: (weight, output) for name, (weight, output) in errors.items()}
+    shown = details(before, denoiser.transformer, errors=layers, sqnr=sqnr)
     report = Report(
         schema=1,
         recipe=recipe.name,
@@ -86,9 +90,8 @@ def conclude(
             StageRecord(name=record.name, seconds=record.seconds, peak_rss_bytes=record.peak_rss_bytes)
             for record in records
         ],
+        details=shown,
     )
-    layers = {name: (weight, output) for name, (weight, output) in errors.items()}
-    shown = details(before, denoiser.transformer, errors=layers, sqnr=sqnr)
     if pictures is not None:
         grid = image_grid(pictures.original, pictures.compressed, captions=pictures.captions)
         run.write("samples.png", png_bytes(grid))
@@ -107,21 +110,30 @@ def measure_fidelity(
     original: Tensor,
     compressed: Tensor,
     captions: Sequence[str],
-    sqnr_db: float | None,
+    sqnr: OutputSqnr | None,
 ) -> Fidelity:
     """The fidelity part of the report from two sets of same-seed images."""
     spec = recipe.validation
+    found = networks(spec)
     return validate(
         original,
         compressed,
-        extractor=FeatureExtractor(spec.extractor or zoo_path("mnist-clip")),
+        extractor=found.clip,
+        inception=found.inception,
         steps=spec.steps,
         guidance=spec.guidance,
         first_seed=first_seed(recipe.seed),
         captions=captions,
         reference=real_images(denoiser, spec),
-        output_sqnr_db=sqnr_db,
+        output_sqnr_db=None if sqnr is None else sqnr.total_db,
+        output_sqnr_error=None if sqnr is None else sqnr.total_error,
     )
+
+
+def networks(spec: ValidationSpec) -> Networks:
+    """The networks behind the figures that the recipe names, or the bundled CLIP."""
+    inception = None if spec.inception is None else InceptionExtractor(spec.inception)
+    return Networks(FeatureExtractor(spec.extractor or zoo_path("mnist-clip")), inception)
 
 
 def real_images(denoiser: Denoiser, spec: ValidationSpec) -> Reference | None:

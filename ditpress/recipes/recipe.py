@@ -38,7 +38,12 @@ class ValidationSpec(Settings):
     extractor: str | None = Field(
         default=None, description="CLIP folder for FID, KID, CLIP; null: the bundled one"
     )
-    reference: str | None = Field(default=None, description="folder or .npz of real images for FID and KID")
+    inception: str | None = Field(
+        default=None, description="Inception-v3 weights of torch-fidelity for FID and its kin; null: CLIP's"
+    )
+    reference: str | None = Field(
+        default=None, description="folder or .npz of real images, or a reference batch of ADM's evaluation"
+    )
     speed: bool = Field(default=True, description="time one denoising step against the original in fp32 ONNX")
 
     @field_validator("samples")

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from ditpress.files import write_atomic
+from ditpress.recipes.check import Check
 from ditpress.recipes.estimate import Estimate
 from ditpress.recipes.result import Result
+from ditpress.validate.bootstrap import CONFIDENCE
 from ditpress.validate.figures import human_bytes
-from ditpress.validate.report import Parity, Report, Speed
+from ditpress.validate.gate.figures import figures_of
+from ditpress.validate.gate.outputs import number, to_junit, to_markdown
+from ditpress.validate.gate.rules import METRICS
+from ditpress.validate.report import Fidelity, Parity, Report, Speed
 
 
 def estimate_table(guess: Estimate) -> None:
@@ -73,6 +81,48 @@ def report_table(result: Result) -> None:
         facts.add_row("note", warning)
     facts.add_row("report", str(result.path / "report.html"))
     Console().print(facts)
+
+
+def fidelity_table(title: str, fidelity: Fidelity) -> None:
+    """What ``validate --against`` prints."""
+    table = Table(title=title, title_justify="left")
+    for column in ("figure", "value", "95 % interval"):
+        table.add_column(column, justify="left" if column == "figure" else "right")
+    for name, figure in figures_of(fidelity).items():
+        around = "–"
+        if figure.error is not None:
+            low, high = (figure.value + sign * CONFIDENCE * figure.error for sign in (-1, 1))
+            around = f"{low:.4g} … {high:.4g}"
+        table.add_row(METRICS[name], f"{figure.value:.4g}", around)
+    Console().print(table)
+
+
+def check_table(outcome: Check) -> None:
+    """What ``check`` prints: failed rules first."""
+    console = Console()
+    if outcome.updated:
+        console.print(f"{outcome.baseline}: written; review and commit it", soft_wrap=True)
+        return
+    table = Table(title=f"{outcome.out} against {outcome.baseline}", title_justify="left")
+    for column in ("", "metric", "now", "baseline", "limit", "rule"):
+        table.add_column(column, justify="left" if column in ("", "metric", "rule") else "right")
+    for verdict in sorted(outcome.verdicts, key=lambda verdict: verdict.passed):
+        numbers = (number(value) for value in (verdict.value, verdict.baseline, verdict.limit))
+        mark = "[green]ok[/]" if verdict.passed else "[red]FAILED[/]"
+        table.add_row(mark, escape(verdict.name), *numbers, verdict.rule)
+    console.print(table)
+    for note in outcome.notes:
+        console.print(f"note: {note}")
+
+
+def write_outcome(outcome: Check, junit: Path | None, markdown: Path | None) -> None:
+    """JUnit XML into one file, Markdown at the end of another."""
+    title = f"ditpress check {outcome.out}"
+    if junit is not None:
+        write_atomic(junit, to_junit(outcome.verdicts, title))
+    if markdown is not None:  # a job summary is shared by all steps of the job
+        before = markdown.read_bytes() if markdown.is_file() else b""
+        write_atomic(markdown, before + to_markdown(outcome.verdicts, title).encode())
 
 
 def speed_line(speed: Speed) -> None:

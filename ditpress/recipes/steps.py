@@ -175,12 +175,17 @@ def draw_compressed(
         save_file({"images": draw(shipped, spec, seed, "samples of the compressed")}, folder / SAMPLES)
     order = iter(expected)
     sqnr = output_sqnr(lambda **_: next(order), transformer, calls)
-    return {"sqnr_db": sqnr.total_db, "sqnr_by_timestep": sorted(sqnr.by_timestep.items(), reverse=True)}
+    return {
+        "sqnr_db": sqnr.total_db,
+        "sqnr_by_timestep": sorted(sqnr.by_timestep.items(), reverse=True),
+        "sqnr_error": sqnr.total_error,
+    }
 
 
 def sqnr_of(facts: dict[str, Any]) -> OutputSqnr:
     """The error that :func:`draw_compressed` noted."""
-    return OutputSqnr(facts["sqnr_db"], {float(step): float(db) for step, db in facts["sqnr_by_timestep"]})
+    by_timestep = {float(step): float(db) for step, db in facts["sqnr_by_timestep"]}
+    return OutputSqnr(facts["sqnr_db"], by_timestep, facts.get("sqnr_error"))
 
 
 def spread(calls: Sequence[Call], count: int) -> list[Call]:

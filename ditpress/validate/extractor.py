@@ -20,6 +20,7 @@ from ditpress.load.zoo import zoo_path
 from ditpress.progress import track
 
 BATCH_SIZE = 256
+SPATIAL_GRID, SPATIAL_CHANNELS = 4, 4
 RESAMPLING = {0: "nearest-exact", 2: "bilinear", 3: "bicubic"}  # PIL's numbers, torch's names
 
 
@@ -138,6 +139,33 @@ class FeatureExtractor:
         """
         output = self.model.vision_model(pixel_values=self.preprocess(images), output_hidden_states=True)
         return [hidden[:, 1:] for hidden in output.hidden_states[1:]]
+
+    @torch.inference_mode()
+    def describe(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """``features`` of one batch, and features that still know where, by one pass of the network.
+
+        sFID (Nash et al. 2021) takes the first channels of a middle layer of Inception-v3 for FID; here it is
+        :data:`SPATIAL_CHANNELS` of the middle layer of the vision tower, its patches averaged to
+        :data:`SPATIAL_GRID` x :data:`SPATIAL_GRID` cells.
+
+        Args:
+            images: float [n, C, H, W] in [0, 1], one batch.
+
+        Returns:
+            float32 [n, D] and [n, 64] on the CPU.
+        """
+        output = self.model.vision_model(pixel_values=self.preprocess(images), output_hidden_states=True)
+        layers = output.hidden_states[1:]
+        patches = layers[(len(layers) - 1) // 2][:, 1:]
+        side = math.isqrt(patches.shape[1])
+        grid = patches[:, : side * side, :SPATIAL_CHANNELS].transpose(1, 2).unflatten(2, (side, side))
+        spatial = F.adaptive_avg_pool2d(grid, SPATIAL_GRID).flatten(1)
+        return self.model.visual_projection(output.pooler_output).cpu(), spatial.cpu()
+
+    def class_logits(self, features: Tensor, class_features: Tensor) -> Tensor:
+        """Zero-shot logits [n, K] of image features [n, D] for the texts of K classes [K, D]."""
+        cosine = F.normalize(features, dim=1) @ F.normalize(class_features, dim=1).T
+        return self.model.logit_scale.exp().cpu() * cosine
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Float [n, C, H, W] in [0, 1] to the model's size, channels and normalisation, [n, 3, h, w].

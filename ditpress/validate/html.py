@@ -41,6 +41,25 @@ def render_html(
         details: sizes and errors for the plots; None: no plots.
         pictures: samples for the image grid; None: no grid.
     """
+    return (
+        page_environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            tiles=figures.tiles(report),
+            rows=figures.rows(report),
+            conditions=figures.conditions(report),
+            recipe_yaml=recipe_yaml,
+            details=details,
+            plots=_plots(details),
+            grid=None if pictures is None else _grid(pictures),
+            report_json=json.dumps(json.loads(report.to_json()), indent=2, ensure_ascii=False),
+        )
+    )
+
+
+def page_environment() -> Environment:
+    """The templates of this folder: everything escaped, nothing undefined."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -53,17 +72,7 @@ def render_html(
         "seconds": figures.seconds,
         "number": figures.number,
     }
-    return environment.get_template("report.html.j2").render(
-        report=report,
-        tiles=figures.tiles(report),
-        rows=figures.rows(report),
-        conditions=figures.conditions(report),
-        recipe_yaml=recipe_yaml,
-        details=details,
-        plots=_plots(details),
-        grid=None if pictures is None else _grid(pictures),
-        report_json=json.dumps(json.loads(report.to_json()), indent=2, ensure_ascii=False),
-    )
+    return environment
 
 
 def _plots(details: Details | None) -> dict[str, Markup]:
@@ -87,10 +96,11 @@ def _grid(pictures: Pictures) -> dict[str, object]:
     return {
         "factor": factor,
         "captions": None if pictures.captions is None else list(pictures.captions[: pictures.count]),
-        "rows": [(label, [_data_uri(image) for image in images]) for label, images in labelled],
+        "rows": [(label, [data_uri(image) for image in images]) for label, images in labelled],
         "pixelated": max(original.shape[-2:]) < 96,
     }
 
 
-def _data_uri(image: Tensor) -> str:
+def data_uri(image: Tensor) -> str:
+    """An image [C, H, W] as it stands in a page."""
     return "data:image/png;base64," + base64.b64encode(png_bytes(to_pil(image))).decode()

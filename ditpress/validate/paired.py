@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 from ditpress.errors import InputError
 from ditpress.progress import track
+from ditpress.validate.bootstrap import standard_error
 from ditpress.validate.extractor import FeatureExtractor
 
 MAX_DB = 200.0  # equal signals have no noise at all; float32 ends near 150 dB, and JSON knows no infinity
@@ -33,10 +34,16 @@ class RecordedCall(Protocol):
 
 @dataclass(frozen=True)
 class OutputSqnr:
-    """Signal to quantization noise of the transformer's outputs, in dB, over all calls and per timestep."""
+    """Signal to quantization noise of the transformer's outputs, in dB, over all calls and per timestep.
+
+    ``total_error`` and ``errors_by_timestep``: their standard errors over the samples of a call, in dB; None
+    and empty where one sample, or calls of different batch sizes, do not tell.
+    """
 
     total_db: float
     by_timestep: dict[float, float]
+    total_error: float | None = None
+    errors_by_timestep: dict[float, float | None] = field(default_factory=dict)
 
 
 def psnr(original: Tensor, compressed: Tensor) -> float:
@@ -45,41 +52,65 @@ def psnr(original: Tensor, compressed: Tensor) -> float:
     Args:
         original, compressed: float [n, C, H, W] in [0, 1]. At most :data:`MAX_DB`.
     """
-    metric = PeakSignalNoiseRatio(data_range=1.0)
-    for a, b in _pairs(original, compressed):
-        metric.update(b, a)
-    return min(MAX_DB, float(metric.compute()))
+    return psnr_of(squared_errors(original, compressed))
+
+
+def psnr_of(errors: Tensor) -> float:
+    """PSNR in dB of the mean of ``errors`` [n], each the mean squared error of one pair."""
+    return decibel(1.0, float(errors.double().mean()))
+
+
+def squared_errors(original: Tensor, compressed: Tensor) -> Tensor:
+    """Mean squared error of every pair, float64 [n], over its pixels; arguments as of :func:`psnr`."""
+    parts = [(a.double() - b.double()).square().flatten(1).mean(1) for a, b in _pairs(original, compressed)]
+    return torch.cat(parts)
 
 
 def ssim(original: Tensor, compressed: Tensor) -> float:
-    """Mean structural similarity (Wang et al. 2004; Gaussian window σ = 1.5, 11 x 11, K = 0.01, 0.03).
+    """Mean of :func:`structural_similarities`."""
+    return float(structural_similarities(original, compressed).mean())
+
+
+def structural_similarities(original: Tensor, compressed: Tensor) -> Tensor:
+    """Structural similarity of every pair, float64 [n].
+
+    Wang et al. 2004; Gaussian window σ = 1.5, 11 x 11, K = 0.01, 0.03.
 
     Args:
         original, compressed: float [n, C, H, W] in [0, 1], H and W at least 6.
     """
-    metric = StructuralSimilarityIndexMeasure(data_range=1.0)
-    for a, b in track(_pairs(original, compressed), "SSIM", math.ceil(len(original) / BATCH_SIZE)):
-        metric.update(b, a)
-    return float(metric.compute())
+    pairs = track(_pairs(original, compressed), "SSIM", math.ceil(len(original) / BATCH_SIZE))
+    parts = [
+        structural_similarity_index_measure(b, a, data_range=1.0, reduction="none").reshape(len(a))
+        for a, b in pairs
+    ]
+    return torch.cat(parts).double()
 
 
 def feature_distance(extractor: FeatureExtractor, original: Tensor, compressed: Tensor) -> float:
-    """Perceptual distance in the manner of LPIPS (Zhang et al. 2018, eq. 1) with unit weights.
+    """Mean of :func:`feature_distances`."""
+    return float(feature_distances(extractor, original, compressed).mean())
 
-    d = mean over pairs of Σ_layers mean_patches ‖f̂ - ĝ‖², where f̂ and ĝ are the patch features of the
-    CLIP vision tower, each scaled to unit length. Figures of different extractors cannot be compared:
-    the report names the extractor.
+
+def feature_distances(extractor: FeatureExtractor, original: Tensor, compressed: Tensor) -> Tensor:
+    """Perceptual distance in the manner of LPIPS (Zhang et al. 2018, eq. 1) with unit weights, float64 [n].
+
+    d = Σ_layers mean_patches ‖f̂ - ĝ‖² of every pair, where f̂ and ĝ are the patch features of the CLIP
+    vision tower, each scaled to unit length. Figures of different extractors cannot be compared: the report
+    names the extractor.
 
     Args:
         original, compressed: float [n, C, H, W] in [0, 1].
     """
-    total = 0.0
+    parts = []
     count = math.ceil(len(original) / BATCH_SIZE)
     for a, b in track(_pairs(original, compressed), "feature distance", count):
+        distance = torch.zeros(len(a), dtype=torch.float64)
         for f, g in zip(extractor.patch_features(a), extractor.patch_features(b), strict=True):
             difference = F.normalize(f, dim=-1) - F.normalize(g, dim=-1)
-            total += float(difference.square().sum(-1).mean(-1).double().sum())
-    return total / len(original)
+            distance += difference.square().sum(-1).mean(-1).double().cpu()
+        parts.append(distance)
+    return torch.cat(parts)
 
 
 @torch.inference_mode()
@@ -94,20 +125,49 @@ def output_sqnr(
     Raises:
         InputError: no calls.
     """
-    signal: dict[float, float] = defaultdict(float)
-    noise: dict[float, float] = defaultdict(float)
+    signal: dict[float, list[Tensor]] = defaultdict(list)  # per call, energy of each row of the batch
+    noise: dict[float, list[Tensor]] = defaultdict(list)
     for call in track(calls, "output SQNR"):
         y = first_tensor(original(**call.kwargs)).double()
         y_hat = first_tensor(compressed(**call.kwargs)).double()
         timestep = float(call.timestep)
-        signal[timestep] += float(y.square().sum())
-        noise[timestep] += float((y - y_hat).square().sum())
+        signal[timestep].append(y.square().reshape(len(y), -1).sum(1).cpu())
+        noise[timestep].append((y - y_hat).square().reshape(len(y), -1).sum(1).cpu())
     if not signal:
         raise InputError("output SQNR: no recorded calls; expected at least one")
+    steps = sorted(signal)
+    rows = {len(energies) for step in steps for energies in signal[step]}
+    errors: dict[float, float | None] = {}
+    total_error = None
+    if len(rows) == 1:
+        sums = {step: (torch.stack(signal[step]).sum(0), torch.stack(noise[step]).sum(0)) for step in steps}
+        errors = {step: decibel_error(*sums[step]) for step in steps}
+        total_error = decibel_error(
+            *(torch.stack(parts).sum(0) for parts in zip(*sums.values(), strict=True))
+        )
+    energy = {step: (_total(signal[step]), _total(noise[step])) for step in steps}
     return OutputSqnr(
-        total_db=decibel(sum(signal.values()), sum(noise.values())),
-        by_timestep={timestep: decibel(signal[timestep], noise[timestep]) for timestep in sorted(signal)},
+        total_db=decibel(*(sum(parts) for parts in zip(*energy.values(), strict=True))),
+        by_timestep={step: decibel(*energy[step]) for step in steps},
+        total_error=total_error,
+        errors_by_timestep=errors,
     )
+
+
+def _total(energies: Sequence[Tensor]) -> float:
+    return float(sum(rows.sum() for rows in energies))
+
+
+def decibel_error(signal: Tensor, noise: Tensor) -> float | None:
+    """Standard error in dB of 10 log10(Σ signal / Σ noise), rows [n] resampled together; None of one row."""
+    if len(signal) < 2:
+        return None
+
+    def ratio(counts: Tensor) -> Tensor:
+        tiny = torch.finfo(torch.float64).tiny
+        return 10 * ((counts @ signal + tiny) / (counts @ noise + tiny)).log10().clamp(-MAX_DB, MAX_DB)
+
+    return standard_error(ratio, len(signal))
 
 
 def decibel(signal: float, noise: float) -> float:

@@ -21,7 +21,7 @@ SERIES = ("#010111", "#010112", "#010113", "#010114", "#010115")
 _VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", GHOST: "ghost", HIGH: "high"}
 _VARIABLES |= {colour: f"series-{index + 1}" for index, colour in enumerate(SERIES)}
 
-_STYLE = {
+STYLE = {
     "svg.fonttype": "none",
     "font.size": 9,
     "figure.facecolor": "none",
@@ -50,7 +50,7 @@ def size_plot(layers: Sequence[LayerDetail]) -> str:
     """Bytes per layer in model order: original as a pale bar, compressed in the colour of its format."""
     largest = max(layer.original_bytes for layer in layers)
     unit, scale = next((u, s) for u, s in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1.0)) if largest >= s)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 2.7), layout="constrained")
         axes = figure.add_subplot()
         positions = range(len(layers))
@@ -65,14 +65,14 @@ def size_plot(layers: Sequence[LayerDetail]) -> str:
         axes.set_ylabel(unit)
         _block_axis(axes, layers)
         _legend(axes, {"original": GHOST, **colours})
-        return _svg(figure, "Size of every layer, original and compressed", "size")
+        return as_svg(figure, "Size of every layer, original and compressed", "size")
 
 
 def layer_error_plot(layers: Sequence[LayerDetail]) -> str:
     """Relative weight error (upper) and output SQNR (lower) of the quantized layers, in model order."""
     layers = [layer for layer in layers if layer.weight_error is not None]
     measured = any(layer.output_sqnr_db is not None for layer in layers)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 4.2 if measured else 2.4), layout="constrained")
         panels = figure.subplots(2 if measured else 1, 1, sharex=True, squeeze=False)[:, 0]
         colours = _colours(layers)
@@ -97,12 +97,12 @@ def layer_error_plot(layers: Sequence[LayerDetail]) -> str:
         _block_axis(panels[-1], layers)
         panels[0].tick_params(axis="x", length=0)
         _legend(panels[0], colours)
-        return _svg(figure, "Error of every quantized layer", "layer-error")
+        return as_svg(figure, "Error of every quantized layer", "layer-error")
 
 
 def timestep_plot(timesteps: Sequence[TimestepDetail]) -> str:
     """Output SQNR over the timesteps, in the order of sampling: noise on the left, image on the right."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 2.4), layout="constrained")
         axes = figure.add_subplot()
         axes.plot(
@@ -116,7 +116,7 @@ def timestep_plot(timesteps: Sequence[TimestepDetail]) -> str:
         axes.invert_xaxis()
         axes.set_xlabel("timestep (sampling runs from left to right)")
         axes.set_ylabel("output SQNR, dB")
-        return _svg(figure, "Error of the output at every timestep", "timestep-error")
+        return as_svg(figure, "Error of the output at every timestep", "timestep-error")
 
 
 def _colours(layers: Sequence[LayerDetail]) -> dict[str, str]:
@@ -156,7 +156,7 @@ def _block_axis(axes: Any, layers: Sequence[LayerDetail]) -> None:
     axes.set_xlabel("block" if spans else "layer")
 
 
-def _svg(figure: Figure, label: str, salt: str) -> str:
+def as_svg(figure: Figure, label: str, salt: str) -> str:
     """Inline SVG without prologue, metadata, colours or fonts of its own."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": salt}):

@@ -1,4 +1,4 @@
-"""Real images to measure FID and KID against: the bundled MNIST test digits, an .npz, or a folder."""
+"""Real images to measure against: the bundled MNIST test digits, an .npz, a folder, a batch of ADM's."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ditpress.errors import InputError
+from ditpress.validate.metrics.frechet import Moments
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+IMAGES, MOMENTS, SPATIAL_MOMENTS = ("images", "arr_0"), ("mu", "sigma"), ("mu_s", "sigma_s")
 MNIST_TEST = Path(__file__).parent.parent / "data" / "mnist-test.npz"
 
 
@@ -30,12 +32,15 @@ class Reference:
         count: number of images.
         read: ``read(start, stop, shape)`` gives images ``start..stop-1`` as float32 [n, C, H, W] in
             [0, 1], with ``shape`` = (C, H, W).
+        moments, spatial_moments: of Inception-v3's pooled and spatial features, where the file brings them.
     """
 
     name: str
     sha256: str
     count: int
     read: Callable[[int, int, tuple[int, int, int]], Tensor]
+    moments: Moments | None = None
+    spatial_moments: Moments | None = None
 
     def batches(self, shape: tuple[int, int, int], batch_size: int = 256) -> Iterator[Tensor]:
         """All images in order, float32 [n, C, H, W] in [0, 1]; ``shape`` = (C, H, W) of the samples."""
@@ -49,6 +54,9 @@ class Reference:
 
 def load_reference(path: str | Path) -> Reference:
     """An ``.npz`` with uint8 ``images`` [n, H, W] or [n, H, W, 3], or a folder of image files.
+
+    Also a reference batch of OpenAI's ADM evaluation: an ``.npz`` with images as ``arr_0`` and moments of
+    Inception-v3's features as ``mu``, ``sigma``, ``mu_s``, ``sigma_s``, or with one of the two.
 
     Images of another size than the samples are cropped to the centre of the same aspect and resized
     (bicubic); colour is turned into grey, or grey repeated, where the samples ask for it.
@@ -67,11 +75,20 @@ def load_reference(path: str | Path) -> Reference:
 def _from_npz(path: Path) -> Reference:
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            images = arrays["images"]
+            found = {name: arrays[name] for name in (*IMAGES, *MOMENTS, *SPATIAL_MOMENTS) if name in arrays}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"reference {path}: no array 'images' can be read from it ({error})") from error
+        raise InputError(f"reference {path}: cannot be read as .npz ({error})") from error
+    moments, spatial_moments = (_moments(path, found, *names) for names in (MOMENTS, SPATIAL_MOMENTS))
+    images = next((found[name] for name in IMAGES if name in found), None)
+    if images is None and moments is None:
+        raise InputError(
+            f"reference {path}: no array 'images' can be read from it; expected 'images', or 'arr_0', 'mu' "
+            "and 'sigma' of ADM's evaluation"
+        )
+    if images is None:
+        images = np.zeros((0, 1, 1), np.uint8)
     grey, colour = images.ndim == 3, images.ndim == 4 and images.shape[-1] == 3
-    if images.dtype != np.uint8 or not (grey or colour) or not len(images):
+    if images.dtype != np.uint8 or not (grey or colour) or not (len(images) or moments):
         raise InputError(
             f"reference {path}: images are {images.dtype} {images.shape}; "
             "expected uint8 [n, H, W] or [n, H, W, 3]"
@@ -80,7 +97,21 @@ def _from_npz(path: Path) -> Reference:
     def read(start: int, stop: int, shape: tuple[int, int, int]) -> Tensor:
         return torch.stack([_fit(Image.fromarray(image), shape) for image in images[start:stop]])
 
-    return Reference(path.stem, hashlib.sha256(path.read_bytes()).hexdigest(), len(images), read)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Reference(path.stem, digest, len(images), read, moments, spatial_moments)
+
+
+def _moments(path: Path, arrays: dict[str, np.ndarray], mean: str, covariance: str) -> Moments | None:
+    if mean not in arrays or covariance not in arrays:
+        return None
+    found = Moments(*(torch.from_numpy(arrays[name]).double() for name in (mean, covariance)))
+    count = found.mean.numel()
+    if found.mean.ndim != 1 or found.covariance.shape != (count, count):
+        raise InputError(
+            f"reference {path}: {mean} is {arrays[mean].shape}, {covariance} {arrays[covariance].shape}; "
+            "expected [D] and [D, D]"
+        )
+    return found
 
 
 def _from_folder(folder: Path) -> Reference:

@@ -1,6 +1,7 @@
 """report.json, schema 1: what a run did and what came of it, for people, CI and dashboards.
 
-Every field is always present. ``null`` means that the figure was not asked for (no samples wanted, no
+Every field is always present, but for those that came later and have a default: older files are read as if
+their figures had not been asked for. ``null`` means that the figure was not asked for (no samples wanted, no
 reference images, no ONNX export), never that it failed.
 """
 
@@ -69,11 +70,19 @@ class ReferenceId(Strict):
 
 
 class Scores(Strict):
-    """Of one set of samples: FID and KID to the reference images, CLIP score to the captions."""
+    """Of one set of samples: distances to the reference images, CLIP score to the captions.
+
+    ``inception_score``: of Inception-v3, else of CLIP as zero-shot classifier of the captions.
+    """
 
     fid: float | None
     kid: float | None
     clip: float | None
+    sfid: float | None = None
+    cmmd: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+    inception_score: float | None = None
 
 
 class CompressedScores(Scores):
@@ -92,10 +101,20 @@ class PairedScores(Strict):
     output_sqnr_db: float | None
 
 
+class Interval(Strict):
+    """95 % confidence interval of a figure, and its standard error over other samples (bootstrap)."""
+
+    low: float
+    high: float
+    standard_error: float
+
+
 class Fidelity(Strict):
     """How near the compressed model's samples are to the original's and to real images.
 
-    Sample i of both models was drawn from the seed ``first_seed + i``.
+    Sample i of both models was drawn from the seed ``first_seed + i``. ``inception``: the network behind FID,
+    sFID, KID, precision, recall and Inception Score, where it is not ``extractor``. ``intervals``: by the
+    place of the figure, such as ``compressed.fid``.
     """
 
     samples: int
@@ -109,6 +128,8 @@ class Fidelity(Strict):
     compressed: CompressedScores
     paired: PairedScores
     warnings: list[str]
+    inception: ExtractorId | None = None
+    intervals: dict[str, Interval] = Field(default_factory=dict)
 
     @classmethod
     def without_samples(cls, output_sqnr_db: float | None = None) -> Fidelity:
@@ -165,6 +186,35 @@ class StageRecord(Strict):
     peak_rss_bytes: int
 
 
+class LayerDetail(Strict):
+    """One module that owns tensors, with all that wraps it: its size, and its error where it was quantized.
+
+    ``weight_error``: ‖Ŵ - W‖ / ‖W‖ (Frobenius). ``output_sqnr_db``: of its output, given the input that
+    it has in the reference transformer, so without the errors of the layers before it.
+    """
+
+    name: str
+    format: str
+    original_bytes: float
+    compressed_bytes: float
+    weight_error: float | None
+    output_sqnr_db: float | None
+
+
+class TimestepDetail(Strict):
+    """SQNR of the transformer's output at one timestep, in dB."""
+
+    timestep: float
+    sqnr_db: float
+
+
+class Details(Strict):
+    """Where the bytes and the error are; what the plots of report.html show."""
+
+    layers: list[LayerDetail]
+    timesteps: list[TimestepDetail]
+
+
 class Report(Strict):
     """The whole of report.json."""
 
@@ -178,6 +228,7 @@ class Report(Strict):
     parity: Parity
     speed: Speed
     stages: list[StageRecord]
+    details: Details | None = None
 
     def to_json(self) -> str:
         """Indented JSON, fields in the order of the schema."""

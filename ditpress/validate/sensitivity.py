@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 
@@ -13,37 +14,10 @@ from ditpress.kernels.linear import QuantizedLinear
 from ditpress.kernels.wrap import branch_modules, input_weight, main_linear, outer_names
 from ditpress.progress import track
 from ditpress.validate.paired import OutputSqnr, RecordedCall, decibel
-from ditpress.validate.report import Strict
+from ditpress.validate.report import Details, LayerDetail, TimestepDetail
 from ditpress.validate.size import Stored, stored_modules
 
-
-class LayerDetail(Strict):
-    """One module that owns tensors, with all that wraps it: its size, and its error where it was quantized.
-
-    ``weight_error``: ‖Ŵ - W‖ / ‖W‖ (Frobenius). ``output_sqnr_db``: of its output, given the input that
-    it has in the reference transformer, so without the errors of the layers before it.
-    """
-
-    name: str
-    format: str
-    original_bytes: float
-    compressed_bytes: float
-    weight_error: float | None
-    output_sqnr_db: float | None
-
-
-class TimestepDetail(Strict):
-    """SQNR of the transformer's output at one timestep, in dB."""
-
-    timestep: float
-    sqnr_db: float
-
-
-class Details(Strict):
-    """What the plots of report.html show beyond report.json."""
-
-    layers: list[LayerDetail]
-    timesteps: list[TimestepDetail]
+Energies = dict[float, tuple[Tensor, Tensor]]  # of an output and of its error, by timestep; rows of a batch
 
 
 def low_bit_layers(transformer: nn.Module) -> set[str]:
@@ -56,7 +30,6 @@ def low_bit_layers(transformer: nn.Module) -> set[str]:
     }
 
 
-@torch.inference_mode()
 def layer_errors(
     reference: nn.Module,
     compressed: nn.Module,
@@ -77,10 +50,43 @@ def layer_errors(
 
     Returns:
         layer name -> (‖Ŵ - W‖ / ‖W‖, output SQNR in dB or None where no call reached the layer).
-        Nothing is kept but two sums per layer.
 
     Raises:
         InputError: a quantized layer has no float layer of the same shape in ``reference``.
+    """
+    result: dict[str, tuple[float, float | None]] = {}
+    for name, (weight_error, energies) in layer_energies(reference, compressed, calls, names).items():
+        rows = total_energy(energies)
+        result[name] = (
+            weight_error,
+            None if rows is None else decibel(*(float(part.sum()) for part in rows)),
+        )
+    return result
+
+
+def total_energy(energies: Energies) -> tuple[Tensor, Tensor] | None:
+    """Rows of signal and noise over all timesteps; None where there are none."""
+    if not energies:
+        return None
+    signal, noise = ([pair[part] for pair in energies.values()] for part in (0, 1))
+    if len({len(rows) for rows in signal}) > 1:  # batches of several sizes: rows are not the same samples
+        signal, noise = ([rows.sum()[None] for rows in parts] for parts in (signal, noise))
+    return torch.stack(signal).sum(0), torch.stack(noise).sum(0)
+
+
+@torch.inference_mode()
+def layer_energies(
+    reference: nn.Module,
+    compressed: nn.Module,
+    calls: Sequence[RecordedCall],
+    names: Collection[str] | None = None,
+) -> dict[str, tuple[float, Energies]]:
+    """What :func:`layer_errors` is made of: weight error, and energies by timestep of output and its error.
+
+    Nothing is kept but two sums per layer, timestep and row of the batch.
+
+    Returns:
+        layer name -> (‖Ŵ - W‖ / ‖W‖, timestep -> (Σ|y|², Σ|y - ŷ|²), float64 [batch] each).
     """
     wanted = low_bit_layers(compressed) if names is None else set(names)
     layers = {name: module for name, module in compressed.named_modules() if name in wanted}
@@ -94,28 +100,35 @@ def layer_errors(
             difference.norm() / weight.norm().clamp_min(torch.finfo(weight.dtype).tiny)
         )
 
-    signal: dict[str, float] = defaultdict(float)
-    noise: dict[str, float] = defaultdict(float)
+    energies: dict[str, Energies] = {name: {} for name in layers}
+    timestep = math.nan
 
     def hook_for(name: str, layer: nn.Module):  # type: ignore[no-untyped-def]
         def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             y = output.double()
-            signal[name] += float(y.square().sum())
-            noise[name] += float((layer(args[0]).double() - y).square().sum())
+            pair = (y, layer(args[0]).double() - y)
+            signal, noise = (part.square().reshape(len(part), -1).sum(1).cpu() for part in pair)
+            before = energies[name].get(timestep)
+            if before is not None:
+                signal, noise = (_add(*parts) for parts in zip(before, (signal, noise), strict=True))
+            energies[name][timestep] = (signal, noise)
 
         return hook
 
     handles = [floats[name].register_forward_hook(hook_for(name, layer)) for name, layer in layers.items()]
     try:
         for call in track(calls, "error per layer"):
+            timestep = float(call.timestep)
             reference(**call.kwargs)
     finally:
         for handle in handles:
             handle.remove()
-    return {
-        name: (weight_error[name], decibel(signal[name], noise[name]) if name in signal else None)
-        for name in layers
-    }
+    return {name: (weight_error[name], energies[name]) for name in layers}
+
+
+def _add(a: Tensor, b: Tensor) -> Tensor:
+    """Rows of two calls; of one total where the batches differ."""
+    return a + b if len(a) == len(b) else (a.sum() + b.sum())[None]
 
 
 def details(

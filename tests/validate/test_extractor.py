@@ -113,3 +113,23 @@ def test_a_checkpoint_with_missing_weights_is_refused(clip_folder: Path, tmp_pat
 def test_images_of_two_channels_are_refused(extractor: FeatureExtractor) -> None:
     with pytest.raises(InputError, match="1 or 3 channels"):
         extractor.features(torch.rand(2, 2, 28, 28))
+
+
+def test_one_pass_gives_the_features_and_the_grid_of_a_middle_layer(extractor: FeatureExtractor) -> None:
+    images = torch.rand(3, 1, 28, 28, generator=torch.Generator().manual_seed(2))
+    features, spatial = extractor.describe(images)
+    torch.testing.assert_close(features, extractor.features(images))
+    middle = extractor.patch_features(images)[0]  # of two layers; 4 x 4 patches are the cells
+    torch.testing.assert_close(spatial, middle[:, :, :4].transpose(1, 2).flatten(1))
+
+
+def test_class_logits_are_clips(extractor: FeatureExtractor) -> None:
+    images, captions = torch.rand(3, 1, 28, 28), ["one", "a one"]
+    found = extractor.class_logits(extractor.features(images), extractor.text_features(captions))
+    tokens = extractor.tokenizer(captions, padding=True, return_tensors="pt")
+    expected = extractor.model(
+        input_ids=tokens["input_ids"],
+        attention_mask=tokens["attention_mask"],
+        pixel_values=extractor.preprocess(images),
+    ).logits_per_image
+    torch.testing.assert_close(found, expected)

@@ -7,6 +7,10 @@ import torch
 from ditpress.errors import InputError, StageError
 from ditpress.validate import fidelity, paired
 from ditpress.validate.extractor import FeatureExtractor
+from ditpress.validate.metrics.cmmd import cmmd
+from ditpress.validate.metrics.frechet import frechet, moments
+from ditpress.validate.metrics.inception_score import inception_score
+from ditpress.validate.metrics.precision_recall import precision_recall
 from ditpress.validate.reference import Reference, load_reference
 from ditpress.validate.validation import validate
 
@@ -39,6 +43,7 @@ def test_every_figure_compares_the_right_two_things(
         captions=captions,
         reference=reference,
         output_sqnr_db=12.5,
+        output_sqnr_error=0.25,
     )
     a, b = extractor.features(original), extractor.features(compressed)
     real = extractor.features(torch.cat(list(reference.batches((1, 28, 28)))))
@@ -54,6 +59,25 @@ def test_every_figure_compares_the_right_two_things(
     assert len({result.original.fid, result.compressed.fid, result.compressed.fid_to_original}) == 3
     assert result.paired.psnr == pytest.approx(paired.psnr(original, compressed))
     assert result.paired.output_sqnr_db == 12.5
+    assert result.compressed.cmmd == pytest.approx(cmmd(b, real))
+    assert (result.compressed.precision, result.compressed.recall) == precision_recall(b, real)
+    spatial = [
+        moments(extractor.describe(x)[1]) for x in (torch.cat(list(reference.batches((1, 28, 28)))), original)
+    ]
+    assert result.original.sfid == pytest.approx(frechet(*spatial))
+    classes = extractor.class_logits(b, extractor.text_features(["one", "a one"]))
+    assert result.compressed.inception_score == pytest.approx(inception_score(classes))
+    interval = result.intervals["paired.output_sqnr_db"]
+    assert (interval.low, interval.high) == pytest.approx((12.5 - 1.96 * 0.25, 12.5 + 1.96 * 0.25))
+    ssim = paired.structural_similarities(original, compressed)
+    assert result.intervals["paired.ssim"].standard_error == pytest.approx(
+        float(ssim.std()) / 12**0.5, rel=0.3
+    )
+    figures = {
+        f"{side}.{n}" for side in ("original", "compressed") for n in type(result.original).model_fields
+    }
+    figures |= {"compressed.fid_to_original", "compressed.kid_to_original"}
+    assert set(result.intervals) == figures | {f"paired.{name}" for name in type(result.paired).model_fields}
     assert (result.samples, result.steps, result.guidance, result.kid_subset_size) == (12, 20, 4.0, 6)
     assert result.extractor is not None
     assert result.extractor.sha256 == extractor.sha256

@@ -1,0 +1,1 @@
+"""Metrics as pure functions on features: tensors in, numbers out, one metric per file."""
