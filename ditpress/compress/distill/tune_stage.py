@@ -8,7 +8,7 @@ the basis that smoothing and rotation have made; training starts exactly at the 
 
 Codebooks of vectors learn with their assignments as they are (VQ4DiT, Deng et al. 2025, section 3.3).
 
-EfficientDM also keeps a step size of the activations for every timestep (TALSQ, section 3.4). Here they are
+EfficientDM also keeps a step size of the activations for every timestep (TALSQ). Here they are
 rounded with the range of the token or group at hand, whatever the timestep: there is no step size to keep.
 """
 

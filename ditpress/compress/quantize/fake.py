@@ -130,8 +130,8 @@ def refitted_scale(weight: Tensor, scale: Tensor, format: Format, table: Tensor 
 class LowRankUpdate(nn.Module):
     """A change ``step * up @ down`` of latent weights, inside the quantizer: LoRA as in EfficientDM.
 
-    He et al. 2024, "EfficientDM", section 3.2: it is rounded with the weight, so it can be merged. ``step``
-    makes it scale-aware (section 3.3): ``up`` counts in steps of the row's grid, and one learning rate fits
+    He et al. 2024, "EfficientDM" (QALoRA): it is rounded with the weight, so it can be merged. ``step``
+    makes it scale-aware, as there: ``up`` counts in steps of the row's grid, and one learning rate fits
     layers of every size.
 
     Parameters: up float32 ``[N, r]``, zero at first; down float32 ``[r, K]``, N(0, 1 / r).
