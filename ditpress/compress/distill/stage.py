@@ -27,7 +27,9 @@ class DistillTraining(Training):
     """Training of all weights."""
 
     steps: int = Field(default=2000, ge=1, description="optimizer steps")
-    learning_rate: float = Field(default=2e-4, gt=0, description="peak of the schedule")
+    # TinyFusion trains far longer with 2e-4. Half the blocks of zoo:mnist-dit reach an output SQNR of 12.2 dB
+    # with that in 120 steps and 13.3 dB with 1e-3; wider models have smaller weights and bear less.
+    learning_rate: float = Field(default=5e-4, gt=0, description="peak of the schedule")
     ema: float | None = Field(
         default=0.999, gt=0, lt=1, description="decay of the average of the weights kept at the end"
     )
