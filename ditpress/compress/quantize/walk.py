@@ -13,6 +13,7 @@ from ditpress.calibrate.calibration import Calibration
 from ditpress.calibrate.calls import Call
 from ditpress.calibrate.statistics import Statistic, Want, new_statistic
 from ditpress.errors import InputError, StageError
+from ditpress.memory import release
 
 if TYPE_CHECKING:
     from ditpress.load.denoiser import Denoiser
@@ -80,6 +81,7 @@ def walk(
                 for name, of_layer in statistics.items()
             }
             del statistics
+            release()  # the caller made float weights smaller
             if sequential:
                 inputs.run(block)
 
