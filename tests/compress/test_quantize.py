@@ -163,6 +163,25 @@ def test_what_is_made_is_what_was_planned(denoiser: Denoiser, calls: list[Call],
     assert linears["transformer_blocks.1.attn1.to_q"].format == "nf4"
 
 
+def test_what_stands_outside_the_blocks_may_be_stored_small(denoiser: Denoiser, calls: list[Call]) -> None:
+    """Embedders and last layers: 8 bits a weight, inputs as they are, no worse than rounding to the largest."""
+    original = copy.deepcopy(denoiser.transformer)
+    parsed(layers={}, low_rank=None, keep=[]).apply_calls(denoiser, {}, calls)
+    ends = 0
+    for name, role in denoiser.anatomy.linears(denoiser.transformer).items():
+        if role not in (Role.EMBEDDER, Role.FINAL, Role.OTHER):
+            continue
+        ends += 1
+        stored = denoiser.transformer.get_submodule(name)
+        assert (stored.format, stored.activation) == ("int8", "none")
+        weight = original.get_submodule(name).weight.detach().double()
+        step = weight.abs().amax(1, keepdim=True) / 127
+        error = (stored.dequantize().double() - weight).square().sum(1)
+        assert bool((error <= (weight - step * (weight / step).round()).square().sum(1) * 1.01).all())
+    assert ends >= 4  # two of the timestep, two at the end
+    assert output_sqnr(original, denoiser.transformer, calls[:2]).total_db > 15.0
+
+
 def loud() -> Denoiser:
     """A tiny DiT, wide enough for branches, whose blocks add more than they get: errors spread."""
     denoiser = load_denoiser(tiny_pipeline(seed=3, attention_head_dim=32))

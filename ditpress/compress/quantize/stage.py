@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from ditpress.calibrate.calibration import Want
     from ditpress.load.denoiser import Denoiser
 
+# Linears that run on every token of every block: the only ones whose inputs are rounded.
+INNER = frozenset({Role.QKV, Role.ATTENTION_OUT, Role.MLP_IN, Role.MLP_OUT})
+
 
 @register_stage
 class Quantize(Stage):
@@ -35,8 +38,8 @@ class Quantize(Stage):
     a low-rank branch, and the format of the inputs.
 
     Modulation linears run once per sample, not per token, and their outputs multiply everything that
-    follows: they are weight-only, without a branch, and keep more bits. Embedders and the last layer stay
-    high.
+    follows: they are weight-only, without a branch, and keep more bits. Embedders and the last layer stay as
+    they are unless ``keep`` is made shorter; then they are weight-only too.
     """
 
     kind: Literal["quantize"] = "quantize"
@@ -55,6 +58,11 @@ class Quantize(Stage):
         "(SVDQuant); it is never below -0.17",
     )
     modulation: WeightSpec = WeightSpec(format="int8", group="channel")
+    ends: WeightSpec = Field(
+        default=WeightSpec(format="int8", group="channel"),
+        description="of embedders, last layers and others outside the blocks' attention and MLP, where keep "
+        "does not name them",
+    )
     low_rank: LowRankSpec | None = Field(
         default=None, description="a branch beside every linear of less than 8 bits"
     )
@@ -99,7 +107,7 @@ class Quantize(Stage):
             if weights is None or not isinstance(module, nn.Linear):
                 continue
             plan = LayerPlan(weights, "none")
-            if role is not Role.MODULATION:
+            if role in INNER:
                 unsigned = self.activations == "int4" and self.unsigned_after_gelu
                 shift = unsigned and role is Role.MLP_OUT and follows_gelu(transformer, name)
                 branch = self.low_rank if get_format(weights.format).bits < 8 else None
@@ -121,7 +129,9 @@ class Quantize(Stage):
                 return own if isinstance(own, WeightSpec) else None
         if role in self.keep:
             return None
-        return self.modulation if role is Role.MODULATION else self.weights
+        if role is Role.MODULATION:
+            return self.modulation
+        return self.weights if role in INNER else self.ends
 
     def plan(self, denoiser: Denoiser, skeleton: nn.Module) -> None:
         for name, plan in self.plans(denoiser, skeleton).items():
