@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ditpress.calibrate.calibration import Want
 from ditpress.compress.absorb import fold, put_online, weight_of
 from ditpress.compress.quantize.fit import FittedWeight, fit_weight
+from ditpress.compress.quantize.layer import SECOND_MOMENT
 from ditpress.compress.quantize.spec import WeightSpec
 from ditpress.compress.quantize.stage import Quantize
 from ditpress.compress.smoothing import candidates, search_smoothing, smoothing_factors, weight_absmax
@@ -133,10 +134,15 @@ class Smooth(Stage):
         return [Target(group.linears, group) for group in groups] + [Target((name,), None) for name in online]
 
     def wants(self, denoiser: Denoiser) -> list[Want]:
-        """Input range, and rows for a search, of one linear of every group: the others read the same."""
+        """Input range, and what a search looks at, of one linear of every group: the others read the same."""
         statistics = (MIN, MAX, ROWS) if self.alpha == "search" else (MIN, MAX)
         targets = self.targets(denoiser.anatomy, denoiser.transformer)
-        return [Want(target.linears[0], name) for target in targets for name in statistics]
+        wanted = [Want(target.linears[0], name) for target in targets for name in statistics]
+        if self.alpha == "search" and self.weights is not None and self.weights.rounding == "gptq":
+            # Not of hidden units: the moments of all blocks at once would be larger than the model.
+            folded = [target.linears[0] for target in targets if target.group is not None]
+            wanted += [Want(name, SECOND_MOMENT) for name in folded]
+        return wanted
 
     def plan(self, denoiser: Denoiser, skeleton: nn.Module) -> None:
         for target in self.targets(denoiser.anatomy, skeleton):
@@ -194,9 +200,16 @@ class Smooth(Stage):
             return smoothing_factors(absmax, weight_absmax(weights), float(self.alpha))
         spec, activation = self._formats()
         group_size = spec.group_size(weights[0].shape[1])
+        moment = statistics.get(Want(first, SECOND_MOMENT))
 
         def quantized(weight: Tensor, index: int) -> Tensor:
             fitted = fit_weight(weight.cpu(), spec, target.linears[index])
+            return _multiplied(fitted, activation, spec.fold_scales).to(device)
+
+        def settled(weight: Tensor, index: int, scale: Tensor) -> Tensor:
+            inverse = scale.cpu().reciprocal()
+            scaled = inverse[:, None] * cast(Tensor, moment) * inverse
+            fitted = fit_weight(weight.cpu(), cast(WeightSpec, self.weights), target.linears[index], scaled)
             return _multiplied(fitted, activation, spec.fold_scales).to(device)
 
         found = search_smoothing(
@@ -206,6 +219,7 @@ class Smooth(Stage):
             candidates(self.candidates),
             lambda x: fake_quantize(x, activation, group_size),
             quantized,
+            None if moment is None else settled,
         )
         log.info(
             "%s: exponents %g of inputs and %g of weights, squared output error %.3g of that without",
@@ -216,7 +230,7 @@ class Smooth(Stage):
         return found.factors
 
     def _formats(self) -> tuple[WeightSpec, Activation]:
-        """Formats of weights and inputs in the search. Rounding is to nearest: GPTQ takes no part in it."""
+        """Formats of weights and inputs in the search. Rounding is to nearest: GPTQ only judges the best."""
         if self.weights is None or self.activations is None:
             missing = "weights" if self.weights is None else "activations"
             raise InputError(

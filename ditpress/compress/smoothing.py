@@ -82,6 +82,7 @@ def search_smoothing(
     tried: Sequence[Exponents],
     quantize_input: Callable[[Tensor], Tensor],
     quantize_weight: Callable[[Tensor, int], Tensor],
+    settle_weight: Callable[[Tensor, int, Tensor], Tensor] | None = None,
 ) -> Smoothing:
     """The exponents of least ``sum_i |Q(x / s) Q(W_i s)ᵀ - x W_iᵀ|²``; of equal ones the first in ``tried``.
 
@@ -95,27 +96,33 @@ def search_smoothing(
         input_absmax: [K], over all inputs and not just ``rows``.
         tried: exponents of inputs and weights.
         quantize_input: what the run-time quantization leaves of rows [R, K].
-        quantize_weight: what the storage leaves of the weight [N_i, K] of linear i.
+        quantize_weight: what the storage leaves of the weight W_i s [N_i, K] of linear i.
+        settle_weight: the same as it will be in the end, of W_i s, i and s [K]; where that is too slow to
+            rank all candidates by. The best one and no smoothing are compared by it once more: rounding that
+            makes up for its own errors (GPTQ) may leave too little for smoothing to gain.
     """
     largest = weight_absmax(weights)
+    factors = {
+        pair: smoothing_factors(input_absmax, largest, *pair) for pair in dict.fromkeys([NONE, *tried])
+    }
     weights = [_evenly(weight, MAX_OUTPUTS) for weight in weights]
     outputs = [rows @ weight.T for weight in weights]
-    best: Smoothing | None = None
-    plain_error = 0.0
-    for alpha, beta in dict.fromkeys([NONE, *tried]):
-        factors = smoothing_factors(input_absmax, largest, alpha, beta)
-        scale = factors.to(rows.dtype)
+
+    def error(pair: Exponents, quantize: Callable[[Tensor, int, Tensor], Tensor]) -> float:
+        scale = factors[pair].to(rows.dtype)
         inputs = quantize_input(rows / scale)
-        error = 0.0
+        total = 0.0
         for index, (weight, output) in enumerate(zip(weights, outputs, strict=True)):
-            difference = inputs @ quantize_weight(weight * scale, index).T
-            error += float(difference.sub_(output).square_().sum(dtype=torch.float64))
-        if best is None:
-            plain_error = error
-        if best is None or error < best.error:
-            best = Smoothing(factors, (alpha, beta), error, plain_error)
-    assert best is not None
-    return best
+            difference = inputs @ quantize(weight * scale, index, scale).T
+            total += float(difference.sub_(output).square_().sum(dtype=torch.float64))
+        return total
+
+    errors = {pair: error(pair, lambda weight, index, _: quantize_weight(weight, index)) for pair in factors}
+    best = min(errors, key=errors.__getitem__)
+    if settle_weight is not None and best != NONE:
+        errors = {pair: error(pair, settle_weight) for pair in (NONE, best)}
+        best = min(errors, key=errors.__getitem__)
+    return Smoothing(factors[best], best, errors[best], errors[NONE])
 
 
 def _evenly(weight: Tensor, count: int) -> Tensor:
