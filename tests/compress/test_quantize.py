@@ -164,7 +164,7 @@ def test_what_is_made_is_what_was_planned(denoiser: Denoiser, calls: list[Call],
 
 
 def test_what_stands_outside_the_blocks_may_be_stored_small(denoiser: Denoiser, calls: list[Call]) -> None:
-    """Embedders and last layers: 8 bits a weight, inputs as they are, no worse than rounding to the largest."""
+    """Embedders and last layers: 8 bits a weight, inputs as they are, no worse than plain rounding."""
     original = copy.deepcopy(denoiser.transformer)
     parsed(layers={}, low_rank=None, keep=[]).apply_calls(denoiser, {}, calls)
     ends = 0
