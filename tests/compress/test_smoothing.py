@@ -125,6 +125,53 @@ def test_of_many_outputs_evenly_spaced_ones_decide_and_all_weights_count(
     assert found.error == pytest.approx(min(errors), rel=1e-9)
 
 
+@pytest.mark.parametrize("levels", [7, 3, 1000])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_best_is_taken_only_where_it_pays_with_the_final_rounding(seed: int, levels: int) -> None:
+    """Ranked at 7 levels a weight, settled at other numbers of levels."""
+    rows, weights = problem(seed)
+    tried = candidates("smoothquant")
+    best = tried[int(np.argmin(brute_force(rows, weights, tried, (127, 7))))]
+    settled = brute_force(rows, weights, ((0.0, 0.0), best), (127, levels))
+    scales = set()
+
+    def settle(weight: torch.Tensor, index: int, scale: torch.Tensor) -> torch.Tensor:
+        np.testing.assert_allclose(weight.numpy(), weights[index] * scale.numpy(), rtol=1e-12)
+        scales.add(tuple(scale.tolist()))
+        return torch_rounded(levels)(weight)
+
+    found = search_smoothing(
+        torch.from_numpy(rows),
+        [torch.from_numpy(weight) for weight in weights],
+        torch.from_numpy(np.abs(rows).max(axis=0)),
+        tried,
+        torch_rounded(127),
+        lambda weight, index: torch_rounded(7)(weight),
+        settle,
+    )
+    assert len(scales) == 2
+    assert found.exponents == (best if settled[1] < settled[0] else (0.0, 0.0))
+    assert found.error == pytest.approx(min(settled), rel=1e-9)
+    assert found.plain_error == pytest.approx(settled[0], rel=1e-9)
+
+
+def test_smoothing_that_the_final_rounding_does_not_need_is_left_out() -> None:
+    rows, weights = problem(0)
+    found = search_smoothing(
+        torch.from_numpy(rows),
+        [torch.from_numpy(weight) for weight in weights],
+        torch.from_numpy(np.abs(rows).max(axis=0)),
+        candidates("smoothquant"),
+        torch_rounded(127),
+        lambda weight, index: torch_rounded(7)(weight),
+        lambda weight, index, scale: (
+            weight if float(scale.min()) == float(scale.max()) == 1.0 else 0 * weight
+        ),
+    )
+    assert found.exponents == (0.0, 0.0)
+    assert found.factors.tolist() == [1.0] * rows.shape[1]
+
+
 def test_no_smoothing_wins_where_it_is_best_and_is_always_tried() -> None:
     # Weights exact in 4 bits and inputs in 8: any factor but one can only add an error.
     generator = np.random.default_rng(0)
