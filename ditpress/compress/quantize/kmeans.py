@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-CHUNK = 1 << 22  # costs held at once: 16 MB; bounds the memory, not the result
+CHUNK = 1 << 20  # costs held at once: 4 MB, near the cores; bounds the memory, not the result
 
 
 def chunks(points: int, codewords: int) -> Iterator[slice]:
