@@ -11,8 +11,9 @@ from torch import Tensor
 from ditpress.errors import InputError
 from ditpress.files import write_atomic
 from ditpress.recipes.steps import SAMPLES
-from ditpress.validate.frontier_page import COUNT, ShownRun, render_frontier
+from ditpress.validate.frontier_page import COUNT, render_frontier
 from ditpress.validate.report import load_report
+from ditpress.validate.run_plots import ShownRun
 
 
 def write_frontier(outs: Sequence[str | Path], page: str | Path) -> Path:

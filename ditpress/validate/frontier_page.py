@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
-from torch import Tensor
 
 from ditpress.errors import InputError
 from ditpress.validate import figures, run_plots
 from ditpress.validate.html import data_uri, page_environment
-from ditpress.validate.report import Fidelity, Report
+from ditpress.validate.report import Fidelity
+from ditpress.validate.run_plots import ShownRun
 
 COUNT = 10
-
-
-@dataclass(frozen=True)
-class ShownRun:
-    """One run: its name on the page, report.json, and first same-seed samples where they are still there."""
-
-    name: str
-    report: Report
-    original: Tensor | None = None
-    compressed: Tensor | None = None
 
 
 def render_frontier(runs: Sequence[ShownRun]) -> str:

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from ditpress.validate.plots import MUTED, SERIES, STYLE, WIDTH, as_svg
-
-if TYPE_CHECKING:
-    from ditpress.validate.frontier_page import ShownRun
+from ditpress.validate.report import Report
 
 SCALE, UNIT = 1e6, "MB"
+
+
+@dataclass(frozen=True)
+class ShownRun:
+    """One run: its name on the page, report.json, and first same-seed samples where they are still there."""
+
+    name: str
+    report: Report
+    original: Tensor | None = None
+    compressed: Tensor | None = None
 
 
 def frontier_plot(runs: Sequence[ShownRun]) -> str | None:

@@ -14,9 +14,10 @@ from browser import MISSING, Page, browser_path, open_page
 from validate.test_report import EXAMPLE
 
 from ditpress.errors import InputError
-from ditpress.validate.frontier_page import ShownRun, render_frontier
+from ditpress.validate.frontier_page import render_frontier
 from ditpress.validate.html import Pictures, render_html
 from ditpress.validate.report import parse_report
+from ditpress.validate.run_plots import ShownRun
 
 
 def run(name: str, **fidelity: Any) -> ShownRun:
