@@ -35,7 +35,7 @@ class Recipes(click.Group):
         return super().get_command(context, name)
 
     def resolve_command(self, context: click.Context, args: list[str]) -> Any:
-        from ditpress.compress.schema import suggest
+        from ditpress.schema import suggest
 
         if args and not args[0].startswith("-") and self.get_command(context, args[0]) is None:
             context.fail(f'no command "{args[0]}"; {suggest(args[0], self.list_commands(context))}')

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
-from ditpress.compress.schema import Settings, parse, suggest
 from ditpress.errors import InputError
 from ditpress.processes import ALONE, Processes
+from ditpress.schema import Settings, parse, suggest
 
 if TYPE_CHECKING:
     from ditpress.calibrate.calibration import Want

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from ditpress import __version__
 from ditpress.calibrate.calls import Call, record_calls
-from ditpress.compress.schema import parse
 from ditpress.errors import InputError
 from ditpress.export.session import OnnxTransformer
 from ditpress.files import hash_tree
@@ -34,6 +33,7 @@ from ditpress.recipes.recipe import Recipe, ValidationSpec, load_recipe
 from ditpress.recipes.run import read_marker
 from ditpress.recipes.sampling import Drawing, draw_table
 from ditpress.recipes.steps import ERROR_CALLS, first_seed, spread
+from ditpress.schema import parse
 from ditpress.validate.gate.figures import Figure, Figures, Settings, figures_of
 from ditpress.validate.paired import OutputSqnr, decibel, decibel_error, output_sqnr
 from ditpress.validate.report import Fidelity

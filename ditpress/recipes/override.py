@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from ditpress.compress.schema import suggest
 from ditpress.errors import InputError
+from ditpress.schema import suggest
 
 
 def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, fie
 
 from ditpress.compress import Stage, check_order, parse_stage
 from ditpress.compress.distill.data import DataStage
-from ditpress.compress.schema import Settings, parse, suggest
 from ditpress.errors import InputError
 from ditpress.recipes.builtin import builtin_names
 from ditpress.recipes.override import apply_overrides
+from ditpress.schema import Settings, parse, suggest
 
 
 class CalibrationSpec(Settings):

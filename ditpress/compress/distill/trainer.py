@@ -22,10 +22,10 @@ from ditpress.compress.distill.batches import stratified
 from ditpress.compress.distill.losses import Features, output_energy, relative_error
 from ditpress.compress.distill.optimizer import OptimizerName, make_optimizer
 from ditpress.compress.distill.resume import SavedTraining
-from ditpress.compress.schema import Settings
 from ditpress.errors import InputError, StageError
 from ditpress.processes import ALONE, Processes
 from ditpress.progress import track
+from ditpress.schema import Settings
 
 FLOOR = 0.01  # of the peak learning rate, where the cosine ends
 

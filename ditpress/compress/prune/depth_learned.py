@@ -27,8 +27,8 @@ from ditpress.compress.distill.resume import SavedTraining
 from ditpress.compress.distill.trainer import Training, distill, teacher_outputs
 from ditpress.compress.prune.blocks import gated
 from ditpress.compress.prune.masks import gumbel_noise, sample_mask
-from ditpress.compress.schema import Settings
 from ditpress.errors import InputError
+from ditpress.schema import Settings
 
 START = 0.02  # standard deviation of the logits at the beginning
 

@@ -25,10 +25,10 @@ from ditpress.compress.prune.reconstruct import DAMPING, reconstruct
 from ditpress.compress.prune.units import Units, all_units
 from ditpress.compress.quantize.layer import SECOND_MOMENT
 from ditpress.compress.quantize.walk import walk
-from ditpress.compress.schema import Settings
 from ditpress.compress.stage import Stage, register_stage
 from ditpress.errors import InputError, StageError
 from ditpress.load.widths import Group, HeadGroup, HiddenGroup, Sizes, resize, width_groups
+from ditpress.schema import Settings
 
 if TYPE_CHECKING:
     from ditpress.calibrate.calibration import Want

@@ -7,9 +7,9 @@ from typing import Literal
 from pydantic import Field, StrictBool, field_validator
 
 from ditpress.compress.quantize.gptq import DAMPING
-from ditpress.compress.schema import Settings
 from ditpress.errors import InputError
 from ditpress.kernels.formats import get_format
+from ditpress.schema import Settings
 
 
 class GptqSpec(Settings):

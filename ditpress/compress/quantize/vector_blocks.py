@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from ditpress.calibrate.blocks import BlockInputs
 from ditpress.compress.distill.losses import relative_error
 from ditpress.compress.quantize.vector_linear import VectorLinear, ratio_penalty
-from ditpress.compress.schema import Settings
 from ditpress.errors import StageError
+from ditpress.schema import Settings
 
 ALPHA = 0.9  # of RMSprop, VQ4DiT's released code
 PATIENCE = 10  # steps whose mean loss must fall below that of as many steps before

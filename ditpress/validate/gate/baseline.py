@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from ditpress.compress.schema import explain
 from ditpress.errors import InputError
 from ditpress.files import write_atomic
+from ditpress.schema import explain
 from ditpress.validate.gate.figures import Figures, Settings, rounded
 from ditpress.validate.gate.rules import Rules, parse_rules
 from ditpress.validate.report import Strict

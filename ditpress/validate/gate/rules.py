@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
-from ditpress.compress.schema import Settings, parse, suggest
 from ditpress.errors import InputError
+from ditpress.schema import Settings, parse, suggest
 
 NOISE = 3.0
 UNITS = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9}
