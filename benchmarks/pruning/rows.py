@@ -17,8 +17,8 @@ SEEDS = (0, 1, 2)
 BUDGET = {
     "prune-depth": ("prune-depth.learned.training.steps=200",),
     "distill": (
-        "distill.samples=64",
-        "distill.training.steps=600",
+        "distill.samples=256",
+        "distill.training.steps=1500",
         "distill.training.calls=1",
         "distill.training.learning_rate=1e-3",
         "distill.training.features=0",
