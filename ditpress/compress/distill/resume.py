@@ -46,6 +46,14 @@ class SavedTraining:
         self.path = folder / FILE
         self.every = every
         self.other = other
+        self._between: dict[str, Tensor] = {}
+
+    def mark(self) -> None:
+        """Note what changes while a step is computed, such as random draws, as it is before the step.
+
+        What :meth:`save` writes is the state before the step.
+        """
+        self._between = {} if self.other is None else self.other.training_state()
 
     def save(
         self,
@@ -55,6 +63,8 @@ class SavedTraining:
         history: Sequence[float],
     ) -> None:
         """Write the state after ``len(history)`` steps; the file before is whole until the new one is.
+
+        Parameters and moments are those of now, what changes within a step is as :meth:`mark` found it.
 
         Raises:
             InputError: the disk is full or the folder cannot be written to.
@@ -66,8 +76,7 @@ class SavedTraining:
                 tensors[f"{index}.{key}"] = torch.as_tensor(value)  # some count their steps in Python
         for index, tensor in enumerate(average or ()):
             tensors[f"{index}.average"] = tensor
-        if self.other is not None:
-            tensors |= {f"other.{key}": value for key, value in self.other.training_state().items()}
+        tensors |= {f"other.{key}": value for key, value in self._between.items()}
         with atomic_file(self.path) as temporary:
             save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, temporary)
 

@@ -146,6 +146,9 @@ def distill(
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * rate_at(step, training.steps, training.warmup)
             optimizer.zero_grad(set_to_none=True)
+            due = saved is not None and processes.first and step > done and step % saved.every == 0
+            if saved is not None and due:
+                saved.mark()
             loss = 0.0
             for index in batch[processes.rank :: processes.size]:
                 kwargs = moved(calls[index].kwargs, device)
@@ -166,7 +169,7 @@ def distill(
                         f"{_last_good(saved)}"
                     )
             # The state before this step: its loss is known to be finite, that of the next one is not yet.
-            if saved is not None and processes.first and step > done and step % saved.every == 0:
+            if saved is not None and due:
                 saved.save(parameters, optimizer, average, history)
             history.append(loss)
             optimizer.step()
