@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from ditpress.compress.smoothing import candidates, search_smoothing, smoothing_factors
+from ditpress.compress.smoothing import Smoothing, candidates, search_smoothing, smoothing_factors
 
 Array = NDArray[np.float64]
 
@@ -70,20 +70,32 @@ def torch_rounded(levels: int) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda x: torch.from_numpy(rounded(x.numpy(), levels))
 
 
+def searched(
+    rows: Array,
+    weights: list[Array],
+    tried: tuple[tuple[float, float], ...],
+    stored: Callable[[torch.Tensor, int], torch.Tensor] = lambda weight, index: torch_rounded(7)(weight),
+    settled: Callable[[torch.Tensor, int, torch.Tensor], torch.Tensor] | None = None,
+) -> Smoothing:
+    """The search with inputs of 8 bits."""
+    return search_smoothing(
+        torch.from_numpy(rows),
+        [torch.from_numpy(weight) for weight in weights],
+        torch.from_numpy(np.abs(rows).max(axis=0)),
+        tried,
+        torch_rounded(127),
+        stored,
+        settled,
+    )
+
+
 @pytest.mark.parametrize("kind", ["smoothquant", "svdquant"])
 @pytest.mark.parametrize("seed", range(4))
 def test_the_search_finds_what_brute_force_finds(kind: str, seed: int) -> None:
     rows, weights = problem(seed)
     tried = candidates(kind)  # type: ignore[arg-type]
     errors = brute_force(rows, weights, tried, (127, 7))
-    found = search_smoothing(
-        torch.from_numpy(rows),
-        [torch.from_numpy(weight) for weight in weights],
-        torch.from_numpy(np.abs(rows).max(axis=0)),
-        tried,
-        torch_rounded(127),
-        lambda weight, index: torch_rounded(7)(weight),
-    )
+    found = searched(rows, weights, tried)
     best = int(np.argmin(errors))
     assert found.exponents == tried[best]
     assert found.error == pytest.approx(errors[best], rel=1e-9)
@@ -104,14 +116,7 @@ def test_of_many_outputs_evenly_spaced_ones_decide_and_all_weights_count(
         seen.append(weight)
         return weight
 
-    found = search_smoothing(
-        torch.from_numpy(rows),
-        [torch.from_numpy(heavy)],
-        torch.from_numpy(np.abs(rows).max(axis=0)),
-        [(0.5, 0.5)],
-        torch_rounded(127),
-        quantized,
-    )
+    found = searched(rows, [heavy], ((0.5, 0.5),), quantized)
     picked = [index * len(heavy) // count for index in range(count)]
     assert len(heavy) - 1 not in picked
     factors = np.abs(rows).max(axis=0) ** 0.5 / np.abs(heavy).max(axis=0) ** 0.5
@@ -140,15 +145,7 @@ def test_the_best_is_taken_only_where_it_pays_with_the_final_rounding(seed: int,
         scales.add(tuple(scale.tolist()))
         return torch_rounded(levels)(weight)
 
-    found = search_smoothing(
-        torch.from_numpy(rows),
-        [torch.from_numpy(weight) for weight in weights],
-        torch.from_numpy(np.abs(rows).max(axis=0)),
-        tried,
-        torch_rounded(127),
-        lambda weight, index: torch_rounded(7)(weight),
-        settle,
-    )
+    found = searched(rows, weights, tried, settled=settle)
     assert len(scales) == 2
     assert found.exponents == (best if settled[1] < settled[0] else (0.0, 0.0))
     assert found.error == pytest.approx(min(settled), rel=1e-9)
@@ -157,14 +154,11 @@ def test_the_best_is_taken_only_where_it_pays_with_the_final_rounding(seed: int,
 
 def test_smoothing_that_the_final_rounding_does_not_need_is_left_out() -> None:
     rows, weights = problem(0)
-    found = search_smoothing(
-        torch.from_numpy(rows),
-        [torch.from_numpy(weight) for weight in weights],
-        torch.from_numpy(np.abs(rows).max(axis=0)),
+    found = searched(
+        rows,
+        weights,
         candidates("smoothquant"),
-        torch_rounded(127),
-        lambda weight, index: torch_rounded(7)(weight),
-        lambda weight, index, scale: (
+        settled=lambda weight, index, scale: (
             weight if float(scale.min()) == float(scale.max()) == 1.0 else 0 * weight
         ),
     )
@@ -179,14 +173,7 @@ def test_no_smoothing_wins_where_it_is_best_and_is_always_tried() -> None:
     rows[:, 0] = 127.0
     weight = generator.integers(-7, 8, size=(6, 8)).astype(float)
     weight[:, 1] = 7.0
-    found = search_smoothing(
-        torch.from_numpy(rows),
-        [torch.from_numpy(weight)],
-        torch.from_numpy(np.abs(rows).max(axis=0)),
-        [(0.5, 0.5)],
-        torch_rounded(127),
-        lambda weight, index: torch_rounded(7)(weight),
-    )
+    found = searched(rows, [weight], ((0.5, 0.5),))
     assert found.exponents == (0.0, 0.0)
     assert found.factors.tolist() == [1.0] * 8
     assert found.error == found.plain_error < 1e-18
