@@ -29,8 +29,9 @@ static constexpr bool scales_groups(Activation activation) {
 // `unit_out` vectors of bytes (see coding.h).
 enum class Coding : int32_t { kBytes, kNibbles, kPairs, kTrits, kVector8x4, kVector6x2 };
 
-// Values up to this magnitude, which those of most 4-bit tables and ternary ones are, leave room for sums in 16 bits.
-constexpr int kSmall = 16;
+// Values up to these magnitudes leave room for sums of more than one product in 16 bits: those of INT4 and ternary tables,
+// and of E2M1.
+constexpr int kSmallest = 8, kSmall = 16;
 
 // How a weight is laid out for one instruction set: panels of `columns` outputs, a decoded panel being
 // [padded K / 4][columns][4 bytes along K], worked on in vectors of `vector_bytes`.
@@ -153,8 +154,8 @@ struct Kernels {
   const char* name;
   bool accelerated;  // false: slower than what a host without this library would do
   bool decodes_tables;  // nibbles of columns that use different tables
-  // `small`: no decoded value is larger than kSmall.
-  Layout (*layout)(bool grouped, bool small);
+  // `largest`: magnitude of the decoded values.
+  Layout (*layout)(bool grouped, int largest);
   // Whether to decode nibbles inside the kernel (few rows) or once per panel into memory (many rows).
   bool (*decode_inside)(int64_t m);
   int (*tile_rows)(bool grouped, bool nibbles);

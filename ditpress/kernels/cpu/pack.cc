@@ -95,7 +95,7 @@ Weight::Weight(const WeightSource& source, const Kernels& kernels)
     throw std::invalid_argument("a group of " + std::to_string(k_ / compute_groups_) +
                                 " weights can overflow int32 sums");
   const int values = source.entries * source.vector_length;  // of a table
-  layout_ = kernels.layout(grouped(), !folded_ && largest_value(source.codebook, source.tables * values) <= kSmall);
+  layout_ = kernels.layout(grouped(), folded_ ? 128 : largest_value(source.codebook, source.tables * values));
   padded_group_ = (group_ + kChunk - 1) / kChunk * kChunk;
   padded_k_ = groups_ * padded_group_;
   choose_coding(source);

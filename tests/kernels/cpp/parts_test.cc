@@ -38,7 +38,7 @@ void test_half(const Kernels& kernels) {
 }
 
 void test_decode(const Kernels& kernels, Coding coding, bool folded, Random& random) {
-  const Layout layout = kernels.layout(false, false);
+  const Layout layout = kernels.layout(false, 127);
   const int64_t vectors = 3 * 4 * (layout.columns * 4 / layout.vector_bytes), count = vectors * layout.vector_bytes;
   const int in = unit_in(coding), out = unit_out(coding);
   Guarded<uint8_t> codes(coded_bytes(coding, vectors, layout.vector_bytes));
@@ -98,7 +98,7 @@ void test_quantize(const Kernels& kernels, int64_t group, int64_t groups, int64_
       good &= q[(g * padded + i) / kChunk * stride + i % kChunk] == expected;
       sum += expected;
     }
-    if (kernels.layout(groups > 1, true).offset) good &= start[2 * g] == -128 * sum;
+    if (kernels.layout(groups > 1, 1).offset) good &= start[2 * g] == -128 * sum;
   }
   const std::string name = std::to_string(groups) + " groups of " + std::to_string(group);
   check(good, "row to int8: " + name);
@@ -141,7 +141,7 @@ void test_low_bit(const Kernels& kernels, Activation activation, int64_t group, 
         good &= q[(g * padded + i) / kChunk * stride + part * kChunk + i % kChunk] == expected;
         sum += expected;
       }
-      if (kernels.layout(true, true).offset) good &= start[5 * g + part] == -128 * sum;
+      if (kernels.layout(true, 1).offset) good &= start[5 * g + part] == -128 * sum;
     }
   }
   check(good, "row of activations " + std::to_string(static_cast<int>(activation)) + ": " + std::to_string(groups) +
@@ -200,7 +200,7 @@ void test_parts(const Kernels& kernels) {
         for (float special : {1.0f, 0.0f, -2.0f, 3e38f, 1e-40f, 0x1p-100f, NAN, -NAN, -INFINITY})
           test_low_bit(kernels, activation, group, groups, special, random);
   for (int columns : {1, 7, 16, 31, 64})
-    if (columns <= kernels.layout(false, false).columns) test_sum(kernels, columns, random);
+    if (columns <= kernels.layout(false, 127).columns) test_sum(kernels, columns, random);
   Guarded<float> tiny(20);  // all of it too small
   Guarded<int8_t> q(2 * kChunk);
   Guarded<float> scale(1);

@@ -12,7 +12,7 @@ constexpr int kVector = 32;  // 8 columns of 4 bytes
 constexpr int kRows = 4;     // 8 accumulators, 2 vectors of weights and 2 of magnitudes, ones, 2 at work
 
 void int8_panel(const Int8Job&);   // weights as they are
-void small_panel(const Int8Job&);  // weights + kSmall
+void small_panel(const Int8Job&);  // weights + kSmallest or kSmall
 void sum_row(const SumJob&);
 void normalize_row(const NormJob&);
 void quantize_row(const RowJob&);

@@ -6,7 +6,9 @@
 namespace ditpress {
 namespace {
 
-Layout layout(bool, bool small) { return {avx2::kColumns, avx2::kVector, small ? kSmall : 0}; }
+Layout layout(bool, int largest) {
+  return {avx2::kColumns, avx2::kVector, largest <= kSmallest ? kSmallest : largest <= kSmall ? kSmall : 0};
+}
 bool decode_inside(int64_t) { return false; }
 int tile_rows(bool, bool) { return avx2::kRows; }
 

@@ -11,7 +11,7 @@ using namespace avx512;
 // From this many rows on, decoding a panel once to memory costs less than decoding it for every row tile.
 constexpr int64_t kDecodeOnce = 256;
 
-Layout layout(bool grouped, bool) { return {16 * (grouped ? kGroupVectors : kChannelVectors), kVector, 128}; }
+Layout layout(bool grouped, int) { return {16 * (grouped ? kGroupVectors : kChannelVectors), kVector, 128}; }
 
 bool decode_inside(int64_t m) { return m < kDecodeOnce; }
 

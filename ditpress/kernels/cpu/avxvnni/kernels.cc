@@ -7,7 +7,7 @@
 namespace ditpress {
 namespace {
 
-Layout layout(bool, bool) { return {avx2::kColumns, avx2::kVector, 128}; }
+Layout layout(bool, int) { return {avx2::kColumns, avx2::kVector, 128}; }
 bool decode_inside(int64_t) { return false; }
 int tile_rows(bool, bool) { return avxvnni::kRows; }
 

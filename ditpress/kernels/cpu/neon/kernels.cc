@@ -6,7 +6,7 @@
 namespace ditpress {
 namespace {
 
-Layout layout(bool, bool) { return {neon::kColumns, neon::kVector, 0}; }
+Layout layout(bool, int) { return {neon::kColumns, neon::kVector, 0}; }
 bool decode_inside(int64_t) { return false; }
 int tile_rows(bool, bool) { return neon::kRows; }
 

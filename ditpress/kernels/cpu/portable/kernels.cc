@@ -18,13 +18,13 @@ constexpr int kColumns = 16;
 constexpr int kVector = 32;
 constexpr int kRows = 6;
 
-Layout layout(bool, bool) { return {kColumns, kVector, 0}; }
+Layout layout(bool, int) { return {kColumns, kVector, 0}; }
 bool decode_inside(int64_t) { return false; }
 int tile_rows(bool, bool) { return kRows; }
 
 void decode(const DecodeJob& job) {
   decode_generic(job, kVector);
-  if (job.fold) fold_generic(job.bytes, job.vectors, job.fold, layout(false, false));
+  if (job.fold) fold_generic(job.bytes, job.vectors, job.fold, layout(false, 0));
 }
 
 void widen_half(const uint16_t* half, float* out, int64_t count) {

@@ -2,7 +2,7 @@
 // few rows. V: a `Floats` of this folder.
 //
 // Packed keys:   [keys / 16][width][16 keys]
-// Packed values: [keys][width padded to whole vectors]
+// Packed values: [keys][width padded to whole vectors], of the keys that are there alone
 #pragma once
 
 #include <cmath>
@@ -44,10 +44,9 @@ void pack_head(const AttentionJob& job, const HeadSpace<V>& space) {
       DITPRESS_END
     }
   }
-  for (int64_t key = 0; key < space.keys; ++key)
+  for (int64_t key = 0; key < job.keys; ++key)
     for (int64_t i = 0; i < space.columns; i += kLanes)
-      V::store(space.packed_values + key * space.columns + i,
-               key < job.keys ? V::load_first(job.v + key * job.v_stride + i, job.width - i) : V::zero());
+      V::store(space.packed_values + key * space.columns + i, V::load_first(job.v + key * job.v_stride + i, job.width - i));
 }
 
 // scores[r][s] of Rows queries from `row` against all keys.
@@ -75,15 +74,15 @@ DITPRESS_INLINE void score(const AttentionJob& job, const HeadSpace<V>& space, i
 
 // Scores of query t to unnormalised probabilities, in place; returns 1 / their sum.
 template <class V>
-DITPRESS_INLINE float soften(const AttentionJob& job, float* scores, int64_t keys, int64_t t) {
+DITPRESS_INLINE float soften(const AttentionJob& job, float* scores, int64_t t) {
   constexpr int kLanes = V::kLanes;
   constexpr float kLog2e = 1.44269504f;  // everything in powers of two
   const auto scale = V::fill(job.scale * kLog2e), log2e = V::fill(kLog2e);
   auto top = V::fill(-INFINITY);
-  for (int64_t s = 0; s < keys; s += kLanes) {
+  for (int64_t s = 0; s < job.keys; s += kLanes) {
     auto x = V::mul(V::load(scores + s), scale);
     const int64_t left = job.keys - s;
-    if (job.mask && left > 0) {
+    if (job.mask) {
       const float* at = job.mask + t * job.mask_t + s * job.mask_s;
       x = V::fma(job.mask_s ? V::load_first(at, left) : V::fill(*at), log2e, x);
     }
@@ -93,7 +92,7 @@ DITPRESS_INLINE float soften(const AttentionJob& job, float* scores, int64_t key
   }
   const auto most = V::fill(V::largest(top));
   auto sum = V::zero();
-  for (int64_t s = 0; s < keys; s += kLanes) {
+  for (int64_t s = 0; s < job.keys; s += kLanes) {
     const auto p = exp2_of<V>(V::sub(V::load(scores + s), most));
     V::store(scores + s, p);
     sum = V::add(sum, p);
@@ -109,7 +108,7 @@ DITPRESS_INLINE void mix(const AttentionJob& job, const HeadSpace<V>& space, con
   typename V::Vector acc[Rows][Vectors];
   DITPRESS_EACH(Rows, r) DITPRESS_EACH(Vectors, v) acc[r][v] = V::zero(); DITPRESS_END DITPRESS_END
   const float* values = space.packed_values + column;
-  for (int64_t s = 0; s < space.keys; ++s, values += space.columns) {
+  for (int64_t s = 0; s < job.keys; ++s, values += space.columns) {
     typename V::Vector b[Vectors];
     DITPRESS_EACH(Vectors, v) b[v] = V::load(values + kLanes * v); DITPRESS_END
     DITPRESS_EACH(Rows, r)
@@ -132,7 +131,7 @@ __attribute__((noinline)) void query_tile(const AttentionJob& job, const HeadSpa
   score<V, Rows>(job, space, row);
   float inverse[Rows];
   for (int r = 0; r < Rows; ++r)
-    inverse[r] = soften<V>(job, space.scores + r * space.keys, space.keys, row + r);
+    inverse[r] = soften<V>(job, space.scores + r * space.keys, row + r);
   for (int64_t column = 0; column < space.columns; column += kMixVectors * V::kLanes) {
     const int64_t count = (space.columns - column) / V::kLanes;
     DITPRESS_EACH(kMixVectors, i)

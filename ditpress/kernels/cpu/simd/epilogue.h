@@ -24,23 +24,28 @@ DITPRESS_INLINE typename V::Vector exp2_of(typename V::Vector t) {
   return V::mul(p, V::power_of_two(whole));
 }
 
-// GELU in its tanh form as x * sigmoid(2 u), u = sqrt(2 / pi) * (x + 0.044715 x**3): Hendrycks and Gimpel 2016.
-// Within 1e-6 * max(1, |x|) of the exact value.
+// GELU in its tanh form (Hendrycks and Gimpel 2016): x * sigmoid(2 sqrt(2 / pi) (x + 0.044715 x**3)), the sigmoid by the
+// polynomial 1/2 + c Q(c**2) of c = x clamped to [-4.1, 4.1]. Q minimises the largest error of the product over that
+// range: within 1.3e-5 * max(1, |x|) of the exact value everywhere, a six-hundredth of the int8 step that follows.
 template <class V>
 DITPRESS_INLINE typename V::Vector gelu(typename V::Vector x) {
-  constexpr float kLog2e = 1.44269504f, kSlope = -2.0f * 0.79788456f * kLog2e;
-  const auto inner = V::fma(V::mul(x, x), V::fill(kSlope * 0.044715f), V::fill(kSlope));
-  const auto t = V::min(V::fill(126.0f), V::mul(x, inner));
-  return V::div(x, V::add(exp2_of<V>(t), V::fill(1.0f)));
+  constexpr float kQ[9] = {3.98840247e-1f,  -6.65638201e-2f, 9.98376238e-3f,  -1.15554121e-3f, 1.00495245e-4f,
+                           -6.26480919e-6f, 2.60256433e-7f,  -6.37881141e-9f, 6.92491192e-11f};
+  const auto c = V::min(V::fill(4.1f), V::max(V::fill(-4.1f), x));
+  const auto z = V::mul(c, c);
+  auto q = V::fill(kQ[8]);
+  DITPRESS_EACH(8, i) q = V::fma(q, z, V::fill(kQ[7 - i])); DITPRESS_END
+  return V::mul(x, V::fma(c, q, V::fill(0.5f)));
 }
 
-// The first `count` of the values of row `r` of the job from column `n` of the panel.
+// Row `r` of the job's gates.
+DITPRESS_INLINE int64_t gate_row(const Epilogue& e, int64_t r) { return (e.gate_first + r) / e.gate_rows; }
+
+// gate * y + residual for the first `count` values of row `r` of the job from column `n` of the panel.
 template <class V>
-DITPRESS_INLINE typename V::Vector finish(const Epilogue& e, typename V::Vector y, int64_t r, int n, int64_t count) {
-  if (e.gelu) return gelu<V>(y);
-  if (!e.gate) return y;
-  const float* gate = e.gate + (e.gate_first + r) / e.gate_rows * e.stride + n;
-  return V::fma(V::load_first(gate, count), y, V::load_first(e.residual + r * e.stride + n, count));
+DITPRESS_INLINE typename V::Vector add_gated(const Epilogue& e, const float* gate, typename V::Vector y, int64_t r, int n,
+                                             int64_t count) {
+  return V::fma(V::load_first(gate + n, count), y, V::load_first(e.residual + r * e.stride + n, count));
 }
 
 // Where a tile of a panel goes: `row` counts from the first row of the job.
@@ -56,21 +61,48 @@ struct TileEnd {
 template <class V>
 __attribute__((noinline)) void store_tile(const TileEnd& end, const float* values, int rows) {
   constexpr int kColumns = 16;
-  for (int64_t r = end.row; r < end.row + rows; ++r, values += kColumns)
-    for (int n = 0; n < end.columns; n += V::kLanes) {
-      const int64_t left = end.columns - n;
-      V::store_first(end.y + r * end.y_stride + n, finish<V>(end.epilogue, V::load(values + n), r, n, left), left);
+  const Epilogue& e = end.epilogue;
+  const auto store = [&](auto&& finish) __attribute__((always_inline)) {
+    float* y = end.y + end.row * end.y_stride;
+    if (end.columns == kColumns) {
+      for (int r = 0; r < rows; ++r, y += end.y_stride, values += kColumns)
+        DITPRESS_EACH(kColumns / V::kLanes, v)
+          V::store(y + V::kLanes * v, finish(V::load(values + V::kLanes * v), r, V::kLanes * v, V::kLanes));
+        DITPRESS_END
+      return;
     }
+    for (int r = 0; r < rows; ++r, y += end.y_stride, values += kColumns)
+      for (int n = 0; n < end.columns; n += V::kLanes) {
+        const int64_t left = end.columns - n;
+        V::store_first(y + n, finish(V::load(values + n), r, n, left), left);
+      }
+  };
+  if (e.gelu) return store([](auto y, int, int, int64_t) __attribute__((always_inline)) { return gelu<V>(y); });
+  if (!e.gate) return store([](auto y, int, int, int64_t) __attribute__((always_inline)) { return y; });
+  // A division a tile, not one a row.
+  const int64_t item = gate_row(e, end.row), next = (item + 1) * e.gate_rows - e.gate_first - end.row;
+  const float* const gate = e.gate + item * e.stride;
+  if (next >= rows)
+    return store([&](auto y, int r, int n, int64_t count) __attribute__((always_inline)) {
+      return add_gated<V>(e, gate, y, end.row + r, n, count);
+    });
+  store([&](auto y, int r, int n, int64_t count) __attribute__((always_inline)) {
+    return add_gated<V>(e, e.gate + gate_row(e, end.row + r) * e.stride, y, end.row + r, n, count);
+  });
 }
 
 template <class V>
 DITPRESS_INLINE void sum_parts(const SumJob& job) {
+  const Epilogue& e = job.epilogue;
+  const float* const gate = e.gate ? e.gate + gate_row(e, job.row) * e.stride : nullptr;
   for (int n = 0; n < job.columns; n += V::kLanes) {
     const int64_t left = job.columns - n;
     const auto small = V::add(V::load_first(job.parts[1] + n, left), V::load_first(job.parts[2] + n, left));
     const auto sum = V::add(V::load_first(job.parts[0] + n, left), small);
-    const auto y = V::add(sum, V::load_first(job.bias + n, left));
-    V::store_first(job.y + n, finish<V>(job.epilogue, y, job.row, n, left), left);
+    auto y = V::add(sum, V::load_first(job.bias + n, left));
+    if (e.gelu) y = gelu<V>(y);
+    else if (gate) y = add_gated<V>(e, gate, y, job.row, n, left);
+    V::store_first(job.y + n, y, left);
   }
 }
 
