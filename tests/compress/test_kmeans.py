@@ -8,6 +8,7 @@ from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
 from ditpress.compress.quantize import kmeans
+from ditpress.errors import InputError
 
 
 def points(count: int, length: int, seed: int = 0) -> Tensor:
@@ -58,6 +59,35 @@ def test_chunks_equal_brute_force(monkeypatch: pytest.MonkeyPatch, chunk: int) -
     ordered = distances.sort(dim=1)
     assert torch.equal(few, ordered.indices[:, :3])
     torch.testing.assert_close(costs + own[:, None], ordered.values[:, :3])
+
+
+@pytest.mark.parametrize("path", ["built", "reference"])
+def test_nearest_of_float32_is_that_of_float64(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    if path == "reference":  # as without the C++ kernels
+        monkeypatch.setattr(kmeans, "isa", lambda: path)
+    x, b, codebook = points(500, 4).float(), weights(500, 4).float(), points(40, 4, seed=2).float()
+    codes, cost = kmeans.nearest(b * x, b, codebook)
+    distances = brute_distances(x.double(), b.double(), codebook.double())
+    assert torch.equal(codes, distances.argmin(dim=1))
+    own = (b.double() * x.double().square()).sum(dim=1)
+    torch.testing.assert_close(cost.double() + own, distances.amin(dim=1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_nearest_refuses_what_is_not_finite(dtype: torch.dtype, bad: float) -> None:
+    x, ones = torch.zeros(40, 2, dtype=dtype), torch.ones(40, 2, dtype=dtype)
+    codebook = torch.ones(3, 2, dtype=dtype)
+    for at in (0, 39):
+        broken = x.clone()
+        broken[at, 1] = bad
+        with pytest.raises(InputError, match="no finite numbers; check the weights"):
+            kmeans.nearest(broken, ones, codebook)
+        with pytest.raises(InputError, match="no finite numbers; check the weights"):
+            kmeans.nearest(x, broken, codebook)
+    codebook[1, 0] = bad
+    with pytest.raises(InputError, match="codebook holds NaN or infinite values"):
+        kmeans.nearest(x, ones, codebook)
 
 
 def test_memory_is_one_chunk_of_distances(monkeypatch: pytest.MonkeyPatch) -> None:

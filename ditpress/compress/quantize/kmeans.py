@@ -5,7 +5,8 @@ of every single coordinate. The cost of codeword c for point m is ``sum_d b x² 
 first term never changes a choice and is left out of :func:`costs`. Nothing is divided by b, so coordinates
 that do not count (b = 0) need no special case.
 
-Memory: beyond tensors of the size of the points, one chunk of costs (``CHUNK`` numbers).
+Memory: beyond tensors of the size of the points, one chunk of costs (``CHUNK`` numbers); none where
+:func:`nearest` runs on the C++ kernels.
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+
+from ditpress.errors import InputError
+from ditpress.kernels.cpu import isa
+from ditpress.kernels.cpu.nearest import run_nearest
 
 CHUNK = 1 << 20  # costs held at once: 4 MB, near the cores; bounds the memory, not the result
 
@@ -31,11 +36,27 @@ def costs(pull: Tensor, pressure: Tensor, codebook: Tensor) -> Tensor:
 
 
 def nearest(pull: Tensor, pressure: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-    """The cheapest codeword of every point, int64 [M], and its cost as in :func:`costs`, [M]."""
-    codes = torch.empty(len(pull), dtype=torch.int64)
-    cost = torch.empty(len(pull), dtype=pull.dtype)
-    for part in chunks(len(pull), len(codebook)):
-        cost[part], codes[part] = costs(pull[part], pressure[part], codebook).min(dim=1)
+    """The cheapest codeword of every point, int64 [M], and its cost as in :func:`costs`, [M].
+
+    Of equally cheap ones the first. float32 on the C++ kernels where they were built.
+
+    Raises:
+        InputError: a codeword is not finite, or a point's cost: it holds NaN or what float32 cannot square.
+    """
+    if not bool(torch.isfinite(codebook).all()):
+        raise InputError("k-means: the codebook holds NaN or infinite values; check the weights and scales")
+    if pull.dtype == torch.float32 and isa() != "reference":
+        codes, cost = run_nearest(pull, pressure, codebook)
+    else:
+        codes = torch.empty(len(pull), dtype=torch.int64)
+        cost = torch.empty(len(pull), dtype=pull.dtype)
+        for part in chunks(len(pull), len(codebook)):
+            cost[part], codes[part] = costs(pull[part], pressure[part], codebook).min(dim=1)
+    if not bool(torch.isfinite(cost).all()):
+        raise InputError(
+            "k-means: points whose distances are no finite numbers; check the weights, their second moments "
+            "and the scales"
+        )
     return codes, cost
 
 

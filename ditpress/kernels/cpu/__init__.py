@@ -18,7 +18,7 @@ import torch
 
 from ditpress.errors import InputError
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 
 ISAS = ("avx512vnni", "avxvnni", "avx2", "neon", "portable", "reference")
 
@@ -104,6 +104,7 @@ def load() -> ctypes.CDLL | None:
             ],
         ),
         "ditpress_attention": (i32, [pointer] * 5 + [i64] * 5 + [f32, i32, pointer, text, i32]),
+        "ditpress_nearest": (i32, [pointer, pointer, i64, i64, pointer, i64, pointer, pointer, text, i32]),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(library, name)

@@ -4,13 +4,14 @@
 #include <stdexcept>
 #include <string>
 
+#include "assign.h"
 #include "attend.h"
 #include "isa.h"
 #include "weight.h"
 
 namespace {
 
-constexpr int32_t kAbiVersion = 3;
+constexpr int32_t kAbiVersion = 4;
 
 thread_local std::string t_error;
 
@@ -100,6 +101,19 @@ DITPRESS_EXPORT int32_t ditpress_attention(const float* q, const float* k, const
     ditpress::AttentionCall call{q, k, v, mask, {}, batch, heads, queries, keys, width, scale, bf16 != 0, y};
     for (int i = 0; mask && i < 4; ++i) call.mask_stride[i] = mask_stride[i];
     ditpress::attend(call, ditpress::kernels_named(isa), ditpress::openmp_pool(threads));
+    return 0;
+  });
+}
+
+// The codeword of least sum_i pressure c^2 - 2 pull c (of equal ones the first) for every point, and that cost: pull and
+// pressure [points][length], codebook [entries][length] to codes and cost [points]. A point whose costs are all infinite
+// or no number gets code 0 and an infinite cost. 0 on success.
+DITPRESS_EXPORT int32_t ditpress_nearest(const float* pull, const float* pressure, int64_t points, int64_t length,
+                                         const float* codebook, int64_t entries, int64_t* codes, float* cost,
+                                         const char* isa, int32_t threads) {
+  return guard<int32_t>(1, [&] {
+    ditpress::assign({pull, pressure, points, length, codebook, entries, codes, cost}, ditpress::kernels_named(isa),
+                     ditpress::openmp_pool(threads));
     return 0;
   });
 }

@@ -149,6 +149,18 @@ struct SumJob {
   Epilogue epilogue;
 };
 
+// The cheapest codeword c of every point, sum_i pressure c^2 - 2 pull c; of equal ones the first. Costs that are no number
+// or infinite lose; where all do, the code is 0 and the cost infinite.
+struct NearestJob {
+  const float *pull, *pressure;  // [points][length]
+  const float* terms;            // [entries][length]: c^2 and -2 c side by side
+  int64_t points, length, entries;
+  int64_t* codes;    // [points]
+  float* cost;       // [points]
+  float* workspace;  // 2 * length * kNearestTile values
+};
+constexpr int kNearestTile = 32;  // points side by side
+
 // What an instruction set offers.
 struct Kernels {
   const char* name;
@@ -171,6 +183,7 @@ struct Kernels {
   // Attention in float32 and, null where the CPU has no such instructions, with bfloat16 products.
   void (*attention)(const AttentionJob&);
   void (*attention_bf16)(const AttentionJob&);
+  void (*nearest)(const NearestJob&);
 };
 
 // m rows in `tiles` tiles as equal as can be: the first row of tile t. tile_row(m, tiles, tiles) == m.

@@ -41,6 +41,7 @@ int run(int argc, char** argv) {
     test_parts(*kernels);
     test_linear(*kernels);
     test_attention(*kernels);
+    test_nearest(*kernels);
     std::printf("%s: %lld checks, %lld wrong\n", name, static_cast<long long>(g_checks - checks),
                 static_cast<long long>(g_failures - failures));
   }

@@ -24,6 +24,7 @@ void check(bool good, const std::string& what);
 void test_parts(const ditpress::Kernels& kernels);
 void test_linear(const ditpress::Kernels& kernels);
 void test_attention(const ditpress::Kernels& kernels);
+void test_nearest(const ditpress::Kernels& kernels);
 
 // Threads that come and go with every call.
 ditpress::Pool thread_pool(int threads);

@@ -23,6 +23,7 @@ void decode(const DecodeJob&);         // into bytes of the value
 void decode_offset(const DecodeJob&);  // into bytes of the value + 128
 void widen_half(const uint16_t* half, float* out, int64_t count);
 void attention(const AttentionJob&);
+void nearest(const NearestJob&);
 
 }  // namespace avx2
 }  // namespace ditpress

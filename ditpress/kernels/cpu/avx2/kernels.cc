@@ -33,6 +33,7 @@ Kernels avx2_kernels() {
   kernels.int8_panel = int8_panel;
   kernels.sum_row = avx2::sum_row;
   kernels.attention = avx2::attention;
+  kernels.nearest = avx2::nearest;
   return kernels;
 }
 

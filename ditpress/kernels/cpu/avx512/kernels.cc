@@ -1,6 +1,7 @@
 // The AVX-512 kernels: VNNI at least; VBMI and BF16 where the CPU has them.
 #include "kernels.h"
 
+#include "../avx2/common.h"
 #include "common.h"
 
 namespace ditpress {
@@ -39,6 +40,7 @@ Kernels avx512_kernels(bool vbmi, bool bf16) {
   kernels.int8_panel = int8_panel;
   kernels.sum_row = sum_row;
   kernels.attention = attention;
+  kernels.nearest = avx2::nearest;
   kernels.attention_bf16 = bf16 ? attention_bf16 : nullptr;
   return kernels;
 }

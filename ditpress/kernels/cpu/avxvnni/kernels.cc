@@ -30,6 +30,7 @@ Kernels avxvnni_kernels() {
   kernels.int8_panel = avxvnni::int8_panel;
   kernels.sum_row = avx2::sum_row;
   kernels.attention = avx2::attention;
+  kernels.nearest = avx2::nearest;
   return kernels;
 }
 

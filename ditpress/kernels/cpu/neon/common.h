@@ -20,6 +20,7 @@ void residual_row(const ResidualJob&);
 void decode(const DecodeJob&);
 void widen_half(const uint16_t* half, float* out, int64_t count);
 void attention(const AttentionJob&);
+void nearest(const NearestJob&);
 
 }  // namespace neon
 }  // namespace ditpress

@@ -29,6 +29,7 @@ Kernels neon_kernels() {
   kernels.int8_panel = neon::int8_panel;
   kernels.sum_row = neon::sum_row;
   kernels.attention = neon::attention;
+  kernels.nearest = neon::nearest;
   return kernels;
 }
 

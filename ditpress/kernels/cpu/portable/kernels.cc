@@ -9,6 +9,7 @@
 #include "../fold.h"
 #include "../half.h"
 #include "../low_bit_rows.h"
+#include "../nearest.h"
 #include "../rows.h"
 
 namespace ditpress {
@@ -71,6 +72,7 @@ void quantize_groups(const RowJob& job, Activation activation) { quantize_groups
 void quantize_fp8(const RowJob& job) { quantize_fp8_generic(job); }
 void residual_row(const ResidualJob& job) { residual_row_generic(job); }
 void attention(const AttentionJob& job) { attention_generic(job); }
+void nearest(const NearestJob& job) { nearest_generic(job); }
 
 }  // namespace
 
@@ -91,6 +93,7 @@ Kernels portable_kernels() {
   kernels.int8_panel = int8_panel;
   kernels.sum_row = sum_row;
   kernels.attention = attention;
+  kernels.nearest = nearest;
   return kernels;
 }
 

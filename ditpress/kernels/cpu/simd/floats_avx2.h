@@ -13,6 +13,7 @@ namespace {
 struct Floats {
   using Vector = __m256;
   using Ints = __m256i;
+  using Mask = __m256;
   static constexpr int kLanes = 8;
   static constexpr int kScoreRows = 6;  // attention: 6 x 2 accumulators, 2 vectors of keys and a query
 
@@ -65,7 +66,15 @@ struct Floats {
     return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
   }
 
+  // Where a < b, which no NaN is.
+  static DITPRESS_INLINE Mask less(Vector a, Vector b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
+  static DITPRESS_INLINE Vector select(Mask mask, Vector yes, Vector no) { return _mm256_blendv_ps(no, yes, mask); }
+  static DITPRESS_INLINE Ints select(Mask mask, Ints yes, Ints no) {
+    return _mm256_castps_si256(select(mask, _mm256_castsi256_ps(yes), _mm256_castsi256_ps(no)));
+  }
+
   static DITPRESS_INLINE Ints fill_ints(int32_t x) { return _mm256_set1_epi32(x); }
+  static DITPRESS_INLINE void store_ints(int32_t* p, Ints v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
   static DITPRESS_INLINE Vector from_ints(Ints v) { return _mm256_cvtepi32_ps(v); }
   static DITPRESS_INLINE Vector from_bytes(const int8_t* p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));

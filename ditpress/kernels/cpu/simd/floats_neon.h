@@ -14,6 +14,7 @@ namespace {
 struct Floats {
   using Vector = float32x4_t;
   using Ints = int32x4_t;
+  using Mask = uint32x4_t;
   static constexpr int kLanes = 4;
   static constexpr int kScoreRows = 5;  // attention: 5 x 4 accumulators, 4 vectors of keys and a query
 
@@ -59,7 +60,13 @@ struct Floats {
   static DITPRESS_INLINE float sum(Vector v) { return vaddvq_f32(v); }
   static DITPRESS_INLINE float largest(Vector v) { return vmaxvq_f32(v); }
 
+  // Where a < b, which no NaN is.
+  static DITPRESS_INLINE Mask less(Vector a, Vector b) { return vcltq_f32(a, b); }
+  static DITPRESS_INLINE Vector select(Mask mask, Vector yes, Vector no) { return vbslq_f32(mask, yes, no); }
+  static DITPRESS_INLINE Ints select(Mask mask, Ints yes, Ints no) { return vbslq_s32(mask, yes, no); }
+
   static DITPRESS_INLINE Ints fill_ints(int32_t x) { return vdupq_n_s32(x); }
+  static DITPRESS_INLINE void store_ints(int32_t* p, Ints v) { vst1q_s32(p, v); }
   static DITPRESS_INLINE Vector from_ints(Ints v) { return vcvtq_f32_s32(v); }
   static DITPRESS_INLINE Vector from_bytes(const int8_t* p) {
     int32_t four;
