@@ -1,10 +1,24 @@
-"""Threads: all the machine has, at most two; with several workers one for each, for more would only spin."""
+"""Threads: all the machine has, at most two; with several workers one for each, for more would only spin.
+
+Rows of reference images: kept for this session and shared by its workers; the user's own are left alone.
+"""
 
 import os
+from collections.abc import Iterator
 
 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
     os.environ["OMP_NUM_THREADS"] = "1"  # before torch reads it, and for the programs that tests start
 
+import pytest
 import torch
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # a worker has a folder of its own
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DITPRESS_CACHE", str(shared / "ditpress-cache"))
+        yield

@@ -18,6 +18,8 @@ from ditpress.recipes.steps import VALIDATION_SEEDS, run_call
 from ditpress.validate import fidelity
 from ditpress.validate.extractor import FeatureExtractor
 from ditpress.validate.reference import MNIST_TEST, Reference, load_reference
+from ditpress.validate.table import Networks
+from ditpress.validate.validation import read_reference
 
 # No guidance, for the reason given in benchmarks/figures.py: with it a model that lost accuracy can get
 # nearer to the real images.
@@ -77,7 +79,7 @@ class Original:
                 break
             if real is None:
                 shape = (images.shape[1], images.shape[2], images.shape[3])
-                real = extractor.features(reference.batches(shape), total=reference.batch_count())
+                real = read_reference(reference, Networks(extractor), shape).table["features"]
             fids.append(fidelity.fid(extractor.features(images), real))
         write_atomic(self.folder / "facts.json", json.dumps({"fids": fids}).encode())
 

@@ -38,3 +38,10 @@ def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
         if key.strip() == "model name" and value.strip():
             return value.strip()
     return platform.processor() or platform.machine()
+
+
+def device_name(device: torch.device) -> str:
+    """The model name of the GPU or of the processor, this with the instruction set that torch takes."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {cpu_name()} {torch.backends.cpu.get_cpu_capability()}"

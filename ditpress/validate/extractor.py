@@ -10,14 +10,17 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+import transformers
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPModel, CLIPProcessor
 from transformers.utils import logging as transformers_logging
 
 from ditpress.errors import InputError
+from ditpress.files import sha256_file
 from ditpress.load.zoo import zoo_path
 from ditpress.progress import track
+from ditpress.validate.environment import device_name
 
 BATCH_SIZE = 256
 SPATIAL_GRID, SPATIAL_CHANNELS = 4, 4
@@ -36,6 +39,7 @@ class FeatureExtractor:
     Attributes:
         name: folder name, for the report.
         sha256: hash over the weight files; figures of two extractors must not be compared.
+        settings: what decides the bits of features beside the weights: configurations, library, device.
         num_features: length D of a feature vector.
     """
 
@@ -66,6 +70,8 @@ class FeatureExtractor:
                 f"such as {min(missing)}; save the whole model with save_pretrained"
             )
         self.device = torch.device(device)
+        self.settings = {path.name: sha256_file(path) for path in sorted(self.folder.glob("*.json"))}
+        self.settings |= {"transformers": transformers.__version__, "device": device_name(self.device)}
         self.model = model.float().eval().requires_grad_(False).to(self.device)
         self.tokenizer = processor.tokenizer
         self.num_features: int = model.config.projection_dim

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ditpress.errors import InputError
+from ditpress.validate.environment import device_name
 
 SPATIAL_CHANNELS = 7
 EXTRA = "install it with: pip install 'ditpress[inception]'"
@@ -26,6 +28,7 @@ class InceptionExtractor:
     Attributes:
         name: of the weights file.
         sha256: of the weights file; figures of other weights must not be compared.
+        settings: what decides the bits of features beside the weights: library, device.
         num_features: 2048, the pooled features behind FID.
     """
 
@@ -49,6 +52,7 @@ class InceptionExtractor:
         self.name = path.stem
         self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         self.device = torch.device(device)
+        self.settings = {"torch-fidelity": version("torch-fidelity"), "device": device_name(self.device)}
         names = [str(self.num_features), "logits_unbiased"]
         try:
             torch.load(path, weights_only=True, map_location="meta")  # its own loading would run any pickle

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import zipfile
 from collections.abc import Callable, Iterator
@@ -74,9 +75,10 @@ def load_reference(path: str | Path) -> Reference:
 
 def _from_npz(path: Path) -> Reference:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        data = path.read_bytes()
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in (*IMAGES, *MOMENTS, *SPATIAL_MOMENTS) if name in arrays}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(f"reference {path}: cannot be read as .npz ({error})") from error
     moments, spatial_moments = (_moments(path, found, *names) for names in (MOMENTS, SPATIAL_MOMENTS))
     images = next((found[name] for name in IMAGES if name in found), None)
@@ -97,7 +99,7 @@ def _from_npz(path: Path) -> Reference:
     def read(start: int, stop: int, shape: tuple[int, int, int]) -> Tensor:
         return torch.stack([_fit(Image.fromarray(image), shape) for image in images[start:stop]])
 
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256(data).hexdigest()
     return Reference(path.stem, digest, len(images), read, moments, spatial_moments)
 
 
@@ -118,20 +120,27 @@ def _from_folder(folder: Path) -> Reference:
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not files:
         raise InputError(f"reference {folder}: no images in it; expected {', '.join(sorted(SUFFIXES))} files")
+    digests = [hashlib.sha256(path.read_bytes()).digest() for path in files]
     digest = hashlib.sha256()
-    for path in files:
+    for path, of_file in zip(files, digests, strict=True):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        digest.update(of_file)
 
     def read(start: int, stop: int, shape: tuple[int, int, int]) -> Tensor:
-        return torch.stack([_open(path, shape) for path in files[start:stop]])
+        wanted = zip(files[start:stop], digests[start:stop], strict=True)
+        return torch.stack([_open(path, of_file, shape) for path, of_file in wanted])
 
     return Reference(folder.resolve().name, digest.hexdigest(), len(files), read)
 
 
-def _open(path: Path, shape: tuple[int, int, int]) -> Tensor:
+def _open(path: Path, digest: bytes, shape: tuple[int, int, int]) -> Tensor:
     try:
-        with Image.open(path) as image:
+        data = path.read_bytes()
+        if hashlib.sha256(data).digest() != digest:
+            raise InputError(
+                f"reference image {path}: was changed while in use; run again when the folder is at rest"
+            )
+        with Image.open(io.BytesIO(data)) as image:
             return _fit(image, shape)
     except (OSError, UnidentifiedImageError) as error:
         raise InputError(f"reference image {path}: cannot be read ({error}); repair or remove it") from error

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ditpress.errors import InputError
-from ditpress.progress import track
 from ditpress.validate import fidelity
 from ditpress.validate.bootstrap import CONFIDENCE
 from ditpress.validate.extractor import FeatureExtractor
 from ditpress.validate.inception import InceptionExtractor
 from ditpress.validate.reference import Reference
+from ditpress.validate.reference_rows import reference_rows
 from ditpress.validate.report import (
     CompressedScores,
     ExtractorId,
@@ -23,7 +23,7 @@ from ditpress.validate.report import (
     Scores,
 )
 from ditpress.validate.scores import RealImages, Score, pair_scores, scores_to_original, set_scores
-from ditpress.validate.table import SIDES, Networks, Table, describe, join, side, tabulate
+from ditpress.validate.table import SIDES, Networks, Table, side, tabulate
 
 
 def validate(
@@ -140,8 +140,7 @@ def read_reference(reference: Reference, networks: Networks, shape: tuple[int, i
     Raises:
         InputError: there are moments of Inception-v3 and no images, and another network to compare with.
     """
-    batches = track(reference.batches(shape), "features of the reference", reference.batch_count())
-    table = join([describe(batch, networks) for batch in batches]) if reference.count else {}
+    table = reference_rows(reference, networks, shape) if reference.count else {}
     if networks.inception is not None:
         return RealImages(table, reference.moments, reference.spatial_moments)
     if not table:

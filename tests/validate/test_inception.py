@@ -23,7 +23,7 @@ class TinyInception(InceptionExtractor):
     num_features = 3
 
     def __init__(self) -> None:
-        self.name, self.sha256 = "tiny", "00" * 32
+        self.name, self.sha256, self.settings = "tiny", "00" * 32, {}
 
     def describe(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         flat = images.flatten(1)

@@ -82,3 +82,11 @@ def test_what_is_no_reference_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken" / "a.png").write_bytes(b"not a picture")
     with pytest.raises(InputError, match=r"a\.png: cannot be read"):
         read_all(tmp_path / "broken", (1, 4, 4))
+
+
+def test_a_folder_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "a.png")
+    reference = load_reference(tmp_path)
+    Image.fromarray(np.ones((4, 4), np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"a\.png: was changed"):
+        reference.read(0, 1, (1, 4, 4))
