@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ditpress.compress.quantize.grid import Grid, grid_of
-from ditpress.compress.quantize.rtn import CHUNK, reciprocal, round_to_nearest
+from ditpress.compress.quantize.rtn import round_to_nearest
+from ditpress.compress.quantize.scales import CHUNK, best_scales, reciprocal
 from ditpress.errors import InputError
 from ditpress.kernels.formats import FORMATS, Format, get_format
 
@@ -115,11 +116,6 @@ def clip_search(
     return scale, error
 
 
-def group_error(weight: Tensor, scale: Tensor, grid: Grid, importance: Tensor | None = None) -> Tensor:
-    """Weighted squared error [N, G] of ``weight`` [N, G, g] rounded with ``scale`` float32 [N, G]."""
-    return _errors(weight, _rounded(weight, scale, grid), scale, importance)
-
-
 def column_weights(second_moment: Tensor | None, shape: torch.Size, name: str) -> Tensor | None:
     """The diagonal of ``second_moment`` [K, K] as float32 [G, g] with mean 1; None for None.
 
@@ -155,34 +151,19 @@ def _search(
     absmax = groups.abs().amax(dim=2)
     # The least scale that is stored exactly and whose reciprocal is finite in float32.
     smallest = 2.0**-24 if dtype == torch.float16 else torch.finfo(dtype).tiny
-    best_scale = torch.zeros_like(absmax)
-    best_error = torch.full_like(absmax, math.inf)
 
-    def take(scale: Tensor) -> None:
-        nonlocal best_scale, best_error
-        scale = scale.to(dtype).float().clamp_(min=smallest)
-        error = group_error(groups, scale, grid, importance)
-        better = error < best_error
-        best_scale = torch.where(better, scale, best_scale)
-        best_error = torch.where(better, error, best_error)
+    def stored(scale: Tensor) -> Tensor:
+        return scale.to(dtype).float().clamp_(min=smallest)
 
-    for ratio in CLIP_RATIOS:
-        take(absmax * (ratio / grid.largest))
+    ratios = torch.tensor([ratio / grid.largest for ratio in CLIP_RATIOS])
+    scale, error = best_scales(groups, stored(absmax.unsqueeze(2) * ratios), grid, importance)
     for _ in range(REFITS):
-        values = _rounded(groups, best_scale, grid)
+        values = grid.nearest_(groups * reciprocal(scale).unsqueeze(-1))
         weighted = values if importance is None else values * importance
         square = (weighted * values).sum(dim=2)
         # Where every code is 0 any scale does as well: the one there is stays.
         refitted = (weighted * groups).sum(dim=2) / square.clamp(min=torch.finfo(torch.float32).tiny)
-        take(torch.where(square > 0, refitted, best_scale))
+        refitted = stored(torch.where(square > 0, refitted, scale))
+        scale, error = best_scales(groups, torch.stack((scale, refitted), dim=2), grid, importance)
     zero = absmax == 0
-    return best_scale.masked_fill_(zero, 0.0).to(dtype), best_error.masked_fill_(zero, 0.0)
-
-
-def _rounded(weight: Tensor, scale: Tensor, grid: Grid) -> Tensor:
-    return grid.nearest_(weight * reciprocal(scale).unsqueeze(-1))
-
-
-def _errors(weight: Tensor, values: Tensor, scale: Tensor, importance: Tensor | None) -> Tensor:
-    errors = torch.sub(weight, values.mul_(scale.unsqueeze(-1))).square_()
-    return (errors if importance is None else errors.mul_(importance)).sum(dim=2)
+    return scale.masked_fill_(zero, 0.0).to(dtype), error.masked_fill_(zero, 0.0)

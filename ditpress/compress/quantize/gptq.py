@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ditpress.compress.quantize.grid import grid_of
-from ditpress.compress.quantize.rtn import reciprocal
+from ditpress.compress.quantize.scales import reciprocal
 from ditpress.errors import InputError, StageError
 from ditpress.kernels.formats import Format
 

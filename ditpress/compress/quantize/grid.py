@@ -21,6 +21,10 @@ class Grid:
         tables: how many tables the format has.
         size: entries of one table.
         entries: the codebook as float32 ``[tables * size]``: code c of table t is ``entries[t * size + c]``.
+        low, high: the least and the largest value of all tables.
+        uniform: one table, of all whole numbers from ``low`` to ``high``.
+        value_of_half: float32; the value of the first table nearest to x is at ``floor(2 x) - 2 low``, and as
+            many entries further on that of every next table.
     """
 
     def __init__(self, format: Format) -> None:
@@ -46,7 +50,7 @@ class Grid:
             index = torch.bucketize(halves, borders, right=True)
             values.append(sorted_values[index])
             codes.append(torch.tensor(code, dtype=torch.uint8)[index])
-        self._value_of_half = torch.cat(values)
+        self.value_of_half = torch.cat(values)
         self._code_of_half = torch.cat(codes)
         self._code_of_value = torch.tensor(parts[0][1], dtype=torch.uint8)
 
@@ -54,7 +58,7 @@ class Grid:
         """Replace every entry of the contiguous float32 ``x`` by the nearest value of the first table."""
         if self.uniform:
             return x.round_().clamp_(self.low, self.high)
-        torch.index_select(self._value_of_half, 0, self._half_(x).view(-1), out=x.view(-1))
+        torch.index_select(self.value_of_half, 0, self._half_(x).view(-1), out=x.view(-1))
         return x
 
     def codes_of_nearest(self, x: Tensor, table: Tensor | None = None) -> Tensor:

@@ -10,14 +10,12 @@ Pure mathematics, tensors in and tensors out.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from ditpress.compress.quantize.fp4 import column_weights, group_error
+from ditpress.compress.quantize.fp4 import column_weights
 from ditpress.compress.quantize.grid import grid_of
-from ditpress.compress.quantize.rtn import CHUNK
+from ditpress.compress.quantize.scales import CHUNK, best_scales
 from ditpress.errors import InputError
 from ditpress.kernels.formats import Format, get_format
 
@@ -98,23 +96,20 @@ def search(
     for start in range(0, len(weight), step):
         part = slice(start, start + step)
         groups, free = weight[part], scale[part].double()
-        best_error = group_error(groups, best[part].float(), grid, importance).double().sum(dim=1)
+        _, error = best_scales(groups, best[part].float().unsqueeze(2), grid, importance)
+        best_error = error.double().sum(dim=1)
         used = free > 0
         for index in range(ROW_STEPS):
             real = free.amax(dim=1, keepdim=True) * 2.0 ** (-index / ROW_STEPS)
             real = real.to(scale.dtype).double()
             wanted = torch.where(used, real / free.clamp(min=1e-300), 1.0).log2().round().int()
-            candidate = torch.zeros_like(scale[part])
-            least = torch.full(free.shape, math.inf)
-            for offset in (-1, 0, 1):
-                tried = _divided(real, wanted + offset, scale.dtype).masked_fill_(~used, 0.0)
-                error = group_error(groups, tried.float(), grid, importance)
-                better = error < least
-                candidate = torch.where(better, tried, candidate)
-                least = torch.where(better, error, least)
-            total = least.double().sum(dim=1)
+            tried = [
+                _divided(real, wanted + offset, scale.dtype).masked_fill_(~used, 0.0) for offset in (-1, 0, 1)
+            ]
+            candidate, error = best_scales(groups, torch.stack(tried, dim=2).float(), grid, importance)
+            total = error.double().sum(dim=1)
             better = total < best_error
-            best[part] = torch.where(better[:, None], candidate, best[part])
+            best[part] = torch.where(better[:, None], candidate.to(scale.dtype), best[part])
             best_error = torch.where(better, total, best_error)
     return best
 

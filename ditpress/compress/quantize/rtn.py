@@ -6,12 +6,11 @@ Pure mathematics, tensors in and tensors out. ``W[n, g, i] ~ scale[n, g] * codeb
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from ditpress.compress.quantize.grid import Grid, grid_of
+from ditpress.compress.quantize.scales import CHUNK, best_scales, reciprocal
 from ditpress.compress.quantize.ternary import ternary_scale
 from ditpress.errors import InputError
 from ditpress.kernels.formats import Format
@@ -19,8 +18,6 @@ from ditpress.kernels.formats import Format
 # Clip ratios tried for every group: the table's largest entry stands for ratio * (largest |w| of the group).
 # Long tails of a whole output channel can pay for clipping most of the range; below a fifth it never pays.
 CLIP_RATIOS = tuple(round(1.0 - 0.02 * step, 2) for step in range(41))
-
-CHUNK = 1 << 16  # weights at a time: the temporaries stay in the second-level cache
 
 
 def check_group(columns: int, group_size: int, name: str) -> None:
@@ -117,12 +114,6 @@ def nearest_values(weight: Tensor, scale: Tensor, format: Format, table: Tensor 
     return grid.values_of(grid.codes_of_nearest(quotient, table), table)
 
 
-def reciprocal(scale: Tensor) -> Tensor:
-    """``1 / scale`` in float32, and 0 where the scale is 0: such a group holds zeros."""
-    scale = scale.float()
-    return torch.where(scale == 0, torch.zeros_like(scale), 1.0 / scale)
-
-
 def _search(groups: Tensor, absmax: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor:
     """Best scale, ``dtype`` [R], for ``groups`` float32 [R, g]."""
     # The least scale that is stored exactly and whose reciprocal is finite in float32.
@@ -130,22 +121,12 @@ def _search(groups: Tensor, absmax: Tensor, grid: Grid, dtype: torch.dtype) -> T
     if grid.ternary:
         scale = ternary_scale(groups).clamp_(min=smallest)
         return scale.masked_fill_(absmax == 0, 0.0).to(dtype)
-    weights = groups.t().contiguous()  # [g, R]: the scales then run along the fast axis, whatever the group
-    scratch = torch.empty_like(
-        weights
-    )  # one buffer for all ratios: fresh pages cost more than the arithmetic
     sign = torch.ones_like(absmax)
     if (
         -grid.low > grid.high
     ):  # int4 reaches -8 but only 7: a negative scale puts the largest weight on the long side
-        sign[weights.amax(dim=0) > -weights.amin(dim=0)] = -1.0
-    best_error = torch.full_like(absmax, math.inf)
-    best_scale = torch.zeros_like(absmax)
-    for ratio in CLIP_RATIOS:
-        scale = (absmax * (ratio / grid.anchor)).to(dtype).float().clamp_(min=smallest).mul_(sign)
-        torch.mul(weights, 1.0 / scale, out=scratch)
-        error = grid.nearest_(scratch).mul_(scale).sub_(weights).square_().sum(dim=0)
-        better = error < best_error
-        best_error = torch.where(better, error, best_error)
-        best_scale = torch.where(better, scale, best_scale)
-    return best_scale.masked_fill_(absmax == 0, 0.0).to(dtype)
+        sign[groups.amax(dim=1) > -groups.amin(dim=1)] = -1.0
+    ratios = torch.tensor([ratio / grid.anchor for ratio in CLIP_RATIOS])
+    tried = (absmax.unsqueeze(1) * ratios).to(dtype).float().clamp_(min=smallest).mul_(sign.unsqueeze(1))
+    best, _ = best_scales(groups, tried, grid)
+    return best.masked_fill_(absmax == 0, 0.0).to(dtype)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ditpress.compress.quantize.gptq import BLOCK, DAMPING, check_second_moment, inverse_factor
 from ditpress.compress.quantize.kmeans import nearest
-from ditpress.compress.quantize.rtn import reciprocal
+from ditpress.compress.quantize.scales import reciprocal
 
 
 def vector_gptq(

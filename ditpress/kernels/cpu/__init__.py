@@ -18,7 +18,7 @@ import torch
 
 from ditpress.errors import InputError
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 
 ISAS = ("avx512vnni", "avxvnni", "avx2", "neon", "portable", "reference")
 
@@ -74,7 +74,6 @@ def load() -> ctypes.CDLL | None:
     pointer, text = ctypes.c_void_p, ctypes.c_char_p
     i32, i64, f32 = ctypes.c_int32, ctypes.c_int64, ctypes.c_float
     signatures: dict[str, tuple[type | None, list[type]]] = {
-        "ditpress_abi_version": (i32, []),
         "ditpress_last_error": (text, []),
         "ditpress_isa": (text, []),
         "ditpress_use_openmp": (i32, [text]),
@@ -105,14 +104,18 @@ def load() -> ctypes.CDLL | None:
         ),
         "ditpress_attention": (i32, [pointer] * 5 + [i64] * 5 + [f32, i32, pointer, text, i32]),
         "ditpress_nearest": (i32, [pointer, pointer, i64, i64, pointer, i64, pointer, pointer, text, i32]),
+        "ditpress_best_scales": (
+            i32,
+            [pointer, i64, i64, pointer, i64, pointer, i64, i32, i32, pointer, pointer, pointer, text, i32],
+        ),
     }
-    for name, (result, arguments) in signatures.items():
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
-    if library.ditpress_abi_version() != ABI_VERSION:
+    if library.ditpress_abi_version() != ABI_VERSION:  # first: another version may lack some of the others
         raise InputError(
             f"{path} has ABI {library.ditpress_abi_version()}, expected {ABI_VERSION}: rebuild ditpress"
         )
+    for name, (result, arguments) in signatures.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
     for pool in (*torch_openmp_libraries(), None):  # None: whatever runtime the process has loaded
         if library.ditpress_use_openmp(str(pool).encode() if pool else None):
             break

@@ -7,11 +7,12 @@
 #include "assign.h"
 #include "attend.h"
 #include "isa.h"
+#include "search.h"
 #include "weight.h"
 
 namespace {
 
-constexpr int32_t kAbiVersion = 4;
+constexpr int32_t kAbiVersion = 5;
 
 thread_local std::string t_error;
 
@@ -114,6 +115,23 @@ DITPRESS_EXPORT int32_t ditpress_nearest(const float* pull, const float* pressur
   return guard<int32_t>(1, [&] {
     ditpress::assign({pull, pressure, points, length, codebook, entries, codes, cost}, ditpress::kernels_named(isa),
                      ditpress::openmp_pool(threads));
+    return 0;
+  });
+}
+
+// The best of the scales tried for every group of weights: least sum_i importance (scale * v(weight / scale) - weight)^2,
+// v the nearest value, of equal ones the first. weight [groups][group], scale [groups][tried]; importance null or
+// [importance_rows][group], over and over; values null for the whole numbers from `low` to `high`, else 2 (high - low) + 1
+// values, the one nearest to x at floor(2 x) - 2 low. `best` [groups] takes the index of a scale, `error` [groups] the sum.
+// 0 on success.
+DITPRESS_EXPORT int32_t ditpress_best_scales(const float* weight, int64_t groups, int64_t group, const float* scale,
+                                             int64_t tried, const float* importance, int64_t importance_rows,
+                                             int32_t low, int32_t high, const float* values, int64_t* best,
+                                             float* error, const char* isa, int32_t threads) {
+  return guard<int32_t>(1, [&] {
+    ditpress::search_scales({weight, scale, importance, importance_rows, 0, groups, group, tried,
+                             static_cast<float>(low), static_cast<float>(high), values, best, error},
+                            ditpress::kernels_named(isa), ditpress::openmp_pool(threads));
     return 0;
   });
 }

@@ -161,6 +161,22 @@ struct NearestJob {
 };
 constexpr int kNearestTile = 32;  // points side by side
 
+// Which of the scales tried serves a group of weights best: least sum_i importance (scale * v(weight / scale) - weight)^2,
+// v being the nearest value. Of equal ones the first; errors that are no number or infinite lose, where all do it is the
+// first with an infinite error.
+struct ScaleJob {
+  const float* weight;      // [groups][group]
+  const float* scale;       // [groups][tried]; 0 has the inverse 0
+  const float* importance;  // null: all 1; [importance_rows][group], over and over
+  int64_t importance_rows;
+  int64_t first;            // groups of the tensor that lie before `weight`
+  int64_t groups, group, tried;
+  float low, high;      // least and largest value, whole numbers within +-128
+  const float* values;  // null: whole numbers, half to even; else the value nearest to x at floor(2 x) - 2 low
+  int64_t* best;        // [groups]
+  float* error;         // [groups]
+};
+
 // What an instruction set offers.
 struct Kernels {
   const char* name;
@@ -184,6 +200,7 @@ struct Kernels {
   void (*attention)(const AttentionJob&);
   void (*attention_bf16)(const AttentionJob&);
   void (*nearest)(const NearestJob&);
+  void (*best_scales)(const ScaleJob&);
 };
 
 // m rows in `tiles` tiles as equal as can be: the first row of tile t. tile_row(m, tiles, tiles) == m.

@@ -42,6 +42,7 @@ int run(int argc, char** argv) {
     test_linear(*kernels);
     test_attention(*kernels);
     test_nearest(*kernels);
+    test_scales(*kernels);
     std::printf("%s: %lld checks, %lld wrong\n", name, static_cast<long long>(g_checks - checks),
                 static_cast<long long>(g_failures - failures));
   }

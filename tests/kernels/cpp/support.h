@@ -25,6 +25,7 @@ void test_parts(const ditpress::Kernels& kernels);
 void test_linear(const ditpress::Kernels& kernels);
 void test_attention(const ditpress::Kernels& kernels);
 void test_nearest(const ditpress::Kernels& kernels);
+void test_scales(const ditpress::Kernels& kernels);
 
 // Threads that come and go with every call.
 ditpress::Pool thread_pool(int threads);

@@ -24,6 +24,7 @@ void decode_offset(const DecodeJob&);  // into bytes of the value + 128
 void widen_half(const uint16_t* half, float* out, int64_t count);
 void attention(const AttentionJob&);
 void nearest(const NearestJob&);
+void best_scales(const ScaleJob&);
 
 }  // namespace avx2
 }  // namespace ditpress

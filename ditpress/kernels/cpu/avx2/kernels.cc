@@ -34,6 +34,7 @@ Kernels avx2_kernels() {
   kernels.sum_row = avx2::sum_row;
   kernels.attention = avx2::attention;
   kernels.nearest = avx2::nearest;
+  kernels.best_scales = avx2::best_scales;
   return kernels;
 }
 

@@ -41,6 +41,7 @@ Kernels avx512_kernels(bool vbmi, bool bf16) {
   kernels.sum_row = sum_row;
   kernels.attention = attention;
   kernels.nearest = avx2::nearest;
+  kernels.best_scales = avx2::best_scales;
   kernels.attention_bf16 = bf16 ? attention_bf16 : nullptr;
   return kernels;
 }

@@ -21,6 +21,7 @@ void decode(const DecodeJob&);
 void widen_half(const uint16_t* half, float* out, int64_t count);
 void attention(const AttentionJob&);
 void nearest(const NearestJob&);
+void best_scales(const ScaleJob&);
 
 }  // namespace neon
 }  // namespace ditpress

@@ -30,6 +30,7 @@ Kernels neon_kernels() {
   kernels.sum_row = neon::sum_row;
   kernels.attention = neon::attention;
   kernels.nearest = neon::nearest;
+  kernels.best_scales = neon::best_scales;
   return kernels;
 }
 

@@ -11,6 +11,7 @@
 #include "../low_bit_rows.h"
 #include "../nearest.h"
 #include "../rows.h"
+#include "../scales.h"
 
 namespace ditpress {
 namespace {
@@ -73,6 +74,7 @@ void quantize_fp8(const RowJob& job) { quantize_fp8_generic(job); }
 void residual_row(const ResidualJob& job) { residual_row_generic(job); }
 void attention(const AttentionJob& job) { attention_generic(job); }
 void nearest(const NearestJob& job) { nearest_generic(job); }
+void best_scales(const ScaleJob& job) { best_scales_generic(job); }
 
 }  // namespace
 
@@ -94,6 +96,7 @@ Kernels portable_kernels() {
   kernels.sum_row = sum_row;
   kernels.attention = attention;
   kernels.nearest = nearest;
+  kernels.best_scales = best_scales;
   return kernels;
 }
 

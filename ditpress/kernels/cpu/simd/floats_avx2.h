@@ -49,6 +49,7 @@ struct Floats {
   static DITPRESS_INLINE Vector round(Vector a) {
     return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   }
+  static DITPRESS_INLINE Vector floor(Vector a) { return _mm256_floor_ps(a); }
   // 2**e for whole e of -126 ... 127, and 0 for -127.
   static DITPRESS_INLINE Vector power_of_two(Vector e) {
     const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(e), _mm256_set1_epi32(127));
@@ -75,6 +76,10 @@ struct Floats {
 
   static DITPRESS_INLINE Ints fill_ints(int32_t x) { return _mm256_set1_epi32(x); }
   static DITPRESS_INLINE void store_ints(int32_t* p, Ints v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+  static DITPRESS_INLINE Ints to_ints(Vector v) { return _mm256_cvttps_epi32(v); }
+  static DITPRESS_INLINE Vector lookup(const float* table, Ints index) {
+    return _mm256_i32gather_ps(table, index, sizeof *table);
+  }
   static DITPRESS_INLINE Vector from_ints(Ints v) { return _mm256_cvtepi32_ps(v); }
   static DITPRESS_INLINE Vector from_bytes(const int8_t* p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));

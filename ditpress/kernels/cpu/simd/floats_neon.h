@@ -51,6 +51,7 @@ struct Floats {
   static DITPRESS_INLINE Vector max(Vector a, Vector b) { return vmaxq_f32(a, b); }
   static DITPRESS_INLINE Vector min(Vector a, Vector b) { return vminq_f32(a, b); }
   static DITPRESS_INLINE Vector round(Vector a) { return vrndnq_f32(a); }
+  static DITPRESS_INLINE Vector floor(Vector a) { return vrndmq_f32(a); }
   // 2**e for whole e of -126 ... 127, and 0 for -127.
   static DITPRESS_INLINE Vector power_of_two(Vector e) {
     const int32x4_t biased = vaddq_s32(vcvtq_s32_f32(e), vdupq_n_s32(127));
@@ -67,6 +68,12 @@ struct Floats {
 
   static DITPRESS_INLINE Ints fill_ints(int32_t x) { return vdupq_n_s32(x); }
   static DITPRESS_INLINE void store_ints(int32_t* p, Ints v) { vst1q_s32(p, v); }
+  static DITPRESS_INLINE Ints to_ints(Vector v) { return vcvtq_s32_f32(v); }
+  static DITPRESS_INLINE Vector lookup(const float* table, Ints index) {
+    const float held[4] = {table[vgetq_lane_s32(index, 0)], table[vgetq_lane_s32(index, 1)],
+                           table[vgetq_lane_s32(index, 2)], table[vgetq_lane_s32(index, 3)]};
+    return vld1q_f32(held);
+  }
   static DITPRESS_INLINE Vector from_ints(Ints v) { return vcvtq_f32_s32(v); }
   static DITPRESS_INLINE Vector from_bytes(const int8_t* p) {
     int32_t four;
