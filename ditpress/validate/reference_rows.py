@@ -23,13 +23,17 @@ from safetensors.torch import load, save
 from ditpress.errors import InputError
 from ditpress.files import sha256_file, write_atomic
 from ditpress.progress import track
+from ditpress.validate.metrics.cmmd import kernel_means
 from ditpress.validate.reference import Reference
-from ditpress.validate.table import Networks, Table, describe, join
+from ditpress.validate.table import Networks, Table, clip_features, describe, join
 
 VARIABLE, OFF = "DITPRESS_CACHE", "off"
 LINE = 65  # bytes: a SHA-256 in hexadecimal and a line feed
 # What turns images into rows. A version that is to be raised by hand is forgotten some day, code is not.
-CODE = ("reference_rows.py", "reference.py", "table.py", "extractor.py", "inception.py")
+CODE = (
+    *("reference_rows.py", "reference.py", "table.py", "extractor.py", "inception.py"),
+    *("metrics/cmmd.py", "metrics/mmd.py"),
+)
 LIBRARIES = ("torch", "numpy", "pillow")  # those of the networks are among their settings
 
 log = logging.getLogger(__name__)
@@ -74,7 +78,8 @@ def cache_folder() -> Path | None:
 
 def _compute(reference: Reference, networks: Networks, shape: tuple[int, int, int]) -> Table:
     batches = track(reference.batches(shape), "features of the reference", reference.batch_count())
-    return join([describe(batch, networks) for batch in batches])
+    table = join([describe(batch, networks) for batch in batches])
+    return table | {"kernel_means": kernel_means(clip_features(table))}
 
 
 def _key(reference: Reference, networks: Networks, shape: tuple[int, int, int]) -> str:
@@ -83,7 +88,7 @@ def _key(reference: Reference, networks: Networks, shape: tuple[int, int, int]) 
         "reference": [reference.sha256, reference.count],
         "shape": shape,
         "networks": [[network.sha256, network.settings] for network in both],
-        "code": [sha256_file(Path(__file__).with_name(name)) for name in CODE],
+        "code": [sha256_file(Path(__file__).parent / name) for name in CODE],
         "libraries": [version(name) for name in LIBRARIES],
         # Sums in another order, or of shorter factors, round to other bits.
         "arithmetic": [torch.get_num_threads(), torch.get_float32_matmul_precision()],

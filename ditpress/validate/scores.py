@@ -22,7 +22,7 @@ from ditpress.validate.metrics import inception_score as inception
 from ditpress.validate.metrics import mmd
 from ditpress.validate.metrics.frechet import Moments, frechet, moments, square_root
 from ditpress.validate.metrics.precision_recall import NEIGHBOURS, covered, inside, radii
-from ditpress.validate.table import Networks, Table
+from ditpress.validate.table import Networks, Table, clip_features
 
 MAX_CLASSES = 1000  # captions that count as classes of a zero-shot classifier
 
@@ -42,7 +42,7 @@ Scores = dict[str, Score]
 class RealImages:
     """The reference as the metrics see it: rows of its images, and moments where it came with them.
 
-    ``table`` may be empty where only moments are known.
+    ``table`` may be empty where only moments are known; else it has ``kernel_means`` too.
     """
 
     table: Table
@@ -120,14 +120,15 @@ def _sample_scores(rows: Table, real: Table) -> Scores:
     kid = standard_error(
         lambda counts: mmd.resampled(x, y, mmd.polynomial, counts, everything, unbiased=True), len(x)
     )
-    clip, clip_real = (
-        clip_mmd.embedded(table.get("clip_features", table["features"])) for table in (rows, real)
-    )
+    clip, clip_real = (clip_mmd.embedded(clip_features(table)) for table in (rows, real))
     cmmd = clip_mmd.SCALE * standard_error(
         lambda counts: mmd.resampled(clip, clip_real, clip_mmd.KERNEL, counts, everything, unbiased=False),
         len(x),
     )
-    scores = {"kid": Score(fidelity.kid(x, y), kid), "cmmd": Score(clip_mmd.cmmd(clip, clip_real), cmmd)}
+    scores = {
+        "kid": Score(fidelity.kid(x, y), kid),
+        "cmmd": Score(clip_mmd.cmmd(clip, clip_real, real["kernel_means"]), cmmd),
+    }
     near = _spread(y, len(x))  # more points make a larger manifold: as many of the one as of the other
     if min(len(x), len(near)) <= NEIGHBOURS:
         return scores

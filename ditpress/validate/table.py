@@ -8,6 +8,7 @@ spatial        [n, S]   behind sFID
 clip_features  [n, E]   behind CMMD and CLIP score, where Inception-v3 gives the features above
 logits         [n, K]   where Inception-v3 gives them
 clip           [n]      100 · cosine of image and caption
+kernel_means   [n]      of the reference: how near each image is to all of them, behind CMMD
 ```
 
 Of same-seed pairs the same of both sides, ``original.features`` and so on, and ``squared_error``, ``ssim``
@@ -92,6 +93,11 @@ def join(tables: Iterable[Table]) -> Table:
     """The rows of all tables, in order."""
     parts = list(tables)
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def clip_features(table: Table) -> Tensor:
+    """CLIP's features [n, E], whichever network is the main one."""
+    return table.get("clip_features", table["features"])
 
 
 def side(table: Table, name: str) -> Table:

@@ -15,7 +15,7 @@ from ditpress.errors import InputError
 from ditpress.validate import bootstrap, fidelity
 from ditpress.validate.metrics import inception_score as inception
 from ditpress.validate.metrics import mmd
-from ditpress.validate.metrics.cmmd import cmmd
+from ditpress.validate.metrics.cmmd import cmmd, kernel_means
 from ditpress.validate.metrics.frechet import Moments, frechet, moments
 from ditpress.validate.metrics.precision_recall import covered, inside, precision_recall, radii
 
@@ -78,13 +78,16 @@ def test_resampled_mmd_is_that_of_the_rows_drawn() -> None:
         assert float(value) == pytest.approx(k(x, x).mean() - 2 * k(x, y).mean(), rel=1e-9)
 
 
-def test_cmmd_is_the_papers_formula_on_unit_vectors() -> None:
+def test_cmmd_is_the_papers_formula_on_unit_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mmd, "ROWS", 5)  # several blocks of rows
     a, b = features(15, 6, 0, 0.5), features(12, 6, 1)
     x, y = (v.double().numpy() / np.linalg.norm(v.double().numpy(), axis=1, keepdims=True) for v in (a, b))
     k = lambda u, v: np.exp(-cdist(u, v, "sqeuclidean") / (2 * 10**2))  # noqa: E731
     expected = 1000 * (k(x, x).mean() + k(y, y).mean() - 2 * k(x, y).mean())
     assert cmmd(a, b) == pytest.approx(expected, rel=1e-8)
     assert cmmd(4 * a, b) == pytest.approx(expected, rel=1e-8)
+    np.testing.assert_allclose(kernel_means(b).numpy(), k(y, y).mean(1), rtol=1e-12)
+    assert cmmd(a, b, kernel_means(b)) == pytest.approx(expected, rel=1e-8)
 
 
 def test_inception_score_agrees_with_scipy_and_torchmetrics() -> None:

@@ -15,6 +15,7 @@ import torch
 
 from ditpress.validate import reference_rows as module
 from ditpress.validate.extractor import FeatureExtractor
+from ditpress.validate.metrics.cmmd import kernel_means
 from ditpress.validate.reference import Reference, load_reference
 from ditpress.validate.reference_rows import cache_folder, reference_rows
 from ditpress.validate.table import Networks, Table, describe, join
@@ -69,8 +70,9 @@ def networks(extractor: FeatureExtractor) -> Networks:
 
 @pytest.fixture(scope="module")
 def truth(reference: Reference, networks: Networks) -> Table:
-    """The rows by the network, without what is tested here."""
-    return join([describe(batch, networks) for batch in reference.batches(SHAPE)])
+    """The rows by the network and by CMMD's kernel, without what is tested here."""
+    rows = join([describe(batch, networks) for batch in reference.batches(SHAPE)])
+    return rows | {"kernel_means": kernel_means(rows["features"])}
 
 
 def entry_of(cache: Path) -> Path:

@@ -26,13 +26,17 @@ def gaussian(bandwidth: float) -> Kernel:
     return kernel
 
 
-def mmd(x: Tensor, y: Tensor, kernel: Kernel, *, unbiased: bool) -> float:
+def mmd(
+    x: Tensor, y: Tensor, kernel: Kernel, *, unbiased: bool, within_y: float | Tensor | None = None
+) -> float:
     """Squared MMD of x [n, D] and y [m, D] in float64 (Gretton et al. 2012, eq. 3 and 5).
 
-    ``unbiased``: without the pairs of a sample with itself, may be negative; else with them.
+    Args:
+        unbiased: without the pairs of a sample with itself, may be negative; else with them.
+        within_y: the part that is y's alone, by :func:`within`, where it is known.
     """
     value = resampled(x, y, kernel, unit(x), unit(y), unbiased=unbiased)[0]
-    return float(value + within(y, kernel, unit(y), unbiased)[0])
+    return float(value + (within(y, kernel, unit(y), unbiased)[0] if within_y is None else within_y))
 
 
 def resampled(x: Tensor, y: Tensor, kernel: Kernel, cx: Tensor, cy: Tensor, *, unbiased: bool) -> Tensor:
@@ -66,6 +70,12 @@ def within(x: Tensor, kernel: Kernel, counts: Tensor, unbiased: bool) -> Tensor:
         total += ((block @ counts.T).T * counts[:, rows]).sum(1)
     pairs = counts.sum(1).square()
     return total / (pairs - counts.square().sum(1) if unbiased else pairs)
+
+
+def row_means(x: Tensor, kernel: Kernel) -> Tensor:
+    """Mean of the kernel of each row with all rows, itself too, float64 [n]."""
+    x = x.double()
+    return torch.cat([kernel(rows, x).mean(1) for rows in x.split(ROWS)])
 
 
 def unit(x: Tensor) -> Tensor:
