@@ -73,7 +73,7 @@ def within(x: Tensor, kernel: Kernel, counts: Tensor, unbiased: bool) -> Tensor:
 
 
 def row_means(x: Tensor, kernel: Kernel) -> Tensor:
-    """Mean of the kernel of each row with all rows, itself too, float64 [n]."""
+    """Mean of the kernel of each row with all rows, itself too, float64 [n]; together biased ``within``."""
     x = x.double()
     return torch.cat([kernel(rows, x).mean(1) for rows in x.split(ROWS)])
 
