@@ -13,6 +13,7 @@ from markupsafe import Markup
 from torch import Tensor
 
 from ditpress.validate import figures, plots
+from ditpress.validate.error_table import error_table
 from ditpress.validate.grid import difference, png_bytes, to_pil
 from ditpress.validate.report import Report
 from ditpress.validate.sensitivity import Details
@@ -52,6 +53,7 @@ def render_html(
             recipe_yaml=recipe_yaml,
             details=details,
             plots=_plots(details),
+            errors=None if details is None else error_table(details.layers),
             grid=None if pictures is None else _grid(pictures),
             report_json=json.dumps(json.loads(report.to_json()), indent=2, ensure_ascii=False),
         )
