@@ -172,9 +172,9 @@ class Judge:
             else read_reference(self.reference, self.networks, (shape[1], shape[2], shape[3])),
             sqnr=Score(sqnr.total_db, sqnr.total_error),
         )
-        energies = layers_of(self.path, self.original, self.shipped, spread(calls, ERROR_CALLS))
-        shutil.rmtree(work, ignore_errors=True)
         few = spread(calls, ERROR_CALLS)
+        energies = layers_of(self.path, self.original, self.shipped, few)
+        shutil.rmtree(work, ignore_errors=True)
         return Judged(
             settings=self.settings,
             fidelity=fidelity,

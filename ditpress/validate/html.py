@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from torch import Tensor
 
 from ditpress.validate import figures, plots
@@ -73,8 +74,14 @@ def page_environment() -> Environment:
         "human_bytes": figures.human_bytes,
         "seconds": figures.seconds,
         "number": figures.number,
+        "breakable": _breakable,
     }
     return environment
+
+
+def _breakable(name: str) -> Markup:
+    """A module's name that may go on in the next line after a dot or an underscore."""
+    return Markup(re.sub(r"(?<=[._])", "<wbr>", str(escape(name))))
 
 
 def _plots(details: Details | None) -> dict[str, Markup]:
