@@ -7,7 +7,7 @@ SOURCES := pyproject.toml CMakeLists.txt constraints.txt README.md LICENSE \
            $(shell find ditpress -type f ! -name '*.pyc' ! -name '*.so')
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint browser demo figures bench-speed bench-fidelity bench-pruning clean
+.PHONY: help install test lint browser demo figures bench-speed bench-fidelity bench-pruning bench-gate clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -50,6 +50,9 @@ bench-fidelity: $(VENV)/installed-bench  ## every recipe against plain rounding 
 
 bench-pruning: $(VENV)/installed  ## pruning, distillation and their chains; several hours on one core
 	$(BIN)/python benchmarks/pruning --write
+
+bench-gate: $(VENV)/installed  ## whether the gate catches planted regressions and passes other seeds; minutes
+	$(BIN)/python benchmarks/gate --write
 
 clean:  ## remove what make made
 	rm -rf $(VENV) build $(OUT) .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -249,8 +249,13 @@ measure_options = _options(
     ),
     click.option(
         "--inception",
-        type=click.Path(path_type=Path),
-        help="Inception-v3 weights of torch-fidelity, for FID and its kin.",
+        metavar="FILE",
+        help="Inception-v3 weights of torch-fidelity, for FID and its kin: a path or hf:OWNER/NAME/FILE.",
+    ),
+    click.option(
+        "--lpips",
+        metavar="FILE",
+        help="torchvision's AlexNet or VGG16, for LPIPS: a path or hf:OWNER/NAME/FILE.",
     ),
     click.option(
         "--reference",
@@ -262,7 +267,7 @@ measure_options = _options(
 
 def _measured(options: dict[str, Any]) -> dict[str, Any]:
     """The given ones of ``measure_options`` as settings of the validation."""
-    names = ("samples", "steps", "guidance", "extractor", "inception", "reference")
+    names = ("samples", "steps", "guidance", "extractor", "inception", "lpips", "reference")
     found = {name: options.pop(name) for name in names}
     return {
         name: str(value) if isinstance(value, Path) else value

@@ -1,10 +1,14 @@
 """Threads: all the machine has, at most two; with several workers one for each, for more would only spin.
 
 Rows of reference images: kept for this session and shared by its workers; the user's own are left alone.
+
+The benchmarks are scripts, not part of the package: their folder goes on the path.
 """
 
 import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
     os.environ["OMP_NUM_THREADS"] = "1"  # before torch reads it, and for the programs that tests start
@@ -13,6 +17,7 @@ import pytest
 import torch
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -39,7 +39,7 @@ def record_calls(
     denoiser: Denoiser,
     *,
     samples: int,
-    steps: int,
+    steps: int | None,
     guidance: float | None,
     seed: int,
     batch_size: int = 64,
@@ -48,6 +48,7 @@ def record_calls(
     """Draw ``samples`` images with the seeds ``seed``, ``seed + 1``, … and record every call, in order.
 
     No data is needed. A call holds ``batch_size`` images, with guidance both halves of the doubled batch.
+    ``steps``, ``guidance``: None: the model's own.
     """
     calls: list[Call] = []
     with recording(denoiser.transformer, calls):

@@ -8,15 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
 
 from ditpress.errors import InputError
+from ditpress.load.hub import hub_errors
 from ditpress.load.random_dit import architecture
 from ditpress.load.zoo import zoo_path
 
@@ -80,26 +74,8 @@ def download(source: Source) -> Source:
 
     Raises InputError when the hub cannot be reached, or does not have or give away the repository.
     """
-    try:
+    with hub_errors(source.spec, "folder"):
         path = Path(snapshot_download(source.spec, allow_patterns=list(HUB_FILES)))
-    except HFValidationError as error:
-        raise InputError(
-            f"{source.spec}: neither a local folder nor a valid hub id; check the name"
-        ) from error
-    except GatedRepoError as error:
-        raise InputError(f"{source.spec}: gated on the hub; accept its terms and log in first") from error
-    except RepositoryNotFoundError as error:
-        raise InputError(
-            f"{source.spec}: neither a local folder nor a hub repository; check the name"
-        ) from error
-    except LocalEntryNotFoundError as error:
-        raise InputError(
-            f"{source.spec}: no such folder, and the hub cannot be reached; give a local folder or go online"
-        ) from error
-    except (HfHubHTTPError, OSError) as error:
-        raise InputError(
-            f"{source.spec}: the download failed ({error}); try again".replace("\n", " ")
-        ) from error
     _folder_kind(path)
     return Source("hub", source.spec, path)
 

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from ditpress.errors import GateError, InputError
 from ditpress.recipes.bench import bench_run
 from ditpress.recipes.judge import Judge, Judged, versions
 from ditpress.validate.gate.baseline import Baseline, load_baseline
-from ditpress.validate.gate.compare import Verdict, compare, require_enough, require_like
+from ditpress.validate.gate.compare import Verdict, compare, require_enough, require_like, require_machine
 from ditpress.validate.gate.figures import Figure
 from ditpress.validate.gate.rules import DEFAULTS, DISTANCES, TIMED, Rules, parse_rules
+from ditpress.validate.speed import hardware
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,16 @@ def check(
     path = Path(baseline)
     before = None if update and not path.exists() else load_baseline(path)
     given = None if rules is None else read_rules(rules)
-    judge = Judge(out, dict(settings or {}), seed=seed)
+    call_seed = None if before is None or update else before.settings.seed
+    judge = Judge(out, dict(settings or {}), seed=seed, call_seed=call_seed)
     wanted = given if given is not None else None if before is None else before.parsed_rules()
     if not update:
         assert before is not None
         require_like(judge.settings, before.settings, str(path))
     if wanted is not None:
         require_enough(judge.settings, wanted)
+    if before is not None and wanted is not None and not update:
+        require_machine(_machine(hardware(), torch.get_num_threads()), before.figures.hardware, wanted)
     judged = judge.measure()
     if judged is None:
         return None
@@ -139,9 +144,14 @@ def _timed(out: Path, judged: Judged, rules: Rules | None) -> Judged:
     for name, value in (("onnx_ms", speed.compressed_ms), ("speedup", speed.speedup)):
         if value is not None:
             metrics[name] = Figure(value=value)
-    hardware = f"{speed.hardware}, {speed.threads} threads"
-    figures = judged.figures.model_copy(update={"metrics": metrics, "hardware": hardware})
+    machine = _machine(speed.hardware, speed.threads)
+    figures = judged.figures.model_copy(update={"metrics": metrics, "hardware": machine})
     return Judged(**{**vars(judged), "figures": figures})
+
+
+def _machine(cpu: str, threads: int) -> str:
+    """What must be equal for times to be compared."""
+    return f"{cpu}, {threads} threads"
 
 
 def _notes(judge: Judge, before: Baseline) -> list[str]:

@@ -23,10 +23,11 @@ from ditpress.validate.frontier_plot import frontier_png
 from ditpress.validate.grid import image_grid, png_bytes
 from ditpress.validate.html import Pictures, render_html
 from ditpress.validate.inception import InceptionExtractor
+from ditpress.validate.lpips import Lpips
 from ditpress.validate.paired import OutputSqnr
 from ditpress.validate.reference import MNIST_TEST, Reference, load_reference
 from ditpress.validate.report import Fidelity, Parity, Report, Speed, StageRecord
-from ditpress.validate.sensitivity import details
+from ditpress.validate.sensitivity import LayerError, details
 from ditpress.validate.size import size_of
 from ditpress.validate.table import Networks
 from ditpress.validate.validation import validate
@@ -52,7 +53,7 @@ def conclude(
         run, denoiser, recipe: of this run; the denoiser holds the compressed transformer.
         before: skeleton of the original transformer.
         original, compressed: folders of the steps that drew the samples.
-        errors: weight error and output SQNR by layer; parity, sqnr, speed: facts of the steps.
+        errors: what LayerError holds, by layer; parity, sqnr, speed: facts of the steps.
         records: the finished steps in order.
     """
     pictures, fidelity = None, Fidelity.without_samples(sqnr.total_db)
@@ -64,7 +65,7 @@ def conclude(
         fidelity = measure_fidelity(denoiser, recipe, first, second, captions, sqnr)
     onnx_bytes = sum(file.stat().st_size for file in (run.path / "onnx").rglob("*") if file.is_file())
     here = environment()
-    layers = {name: (weight, output) for name, (weight, output) in errors.items()}
+    layers = {name: LayerError(*error) for name, error in errors.items()}
     shown = details(before, denoiser.transformer, errors=layers, sqnr=sqnr)
     report = Report(
         schema=1,
@@ -120,6 +121,7 @@ def measure_fidelity(
         compressed,
         extractor=found.clip,
         inception=found.inception,
+        lpips=found.lpips,
         steps=spec.steps,
         guidance=spec.guidance,
         first_seed=first_seed(recipe.seed),
@@ -133,7 +135,8 @@ def measure_fidelity(
 def networks(spec: ValidationSpec) -> Networks:
     """The networks behind the figures that the recipe names, or the bundled CLIP."""
     inception = None if spec.inception is None else InceptionExtractor(spec.inception)
-    return Networks(FeatureExtractor(spec.extractor or zoo_path("mnist-clip")), inception)
+    lpips = None if spec.lpips is None else Lpips(spec.lpips)
+    return Networks(FeatureExtractor(spec.extractor or zoo_path("mnist-clip")), inception, lpips)
 
 
 def real_images(denoiser: Denoiser, spec: ValidationSpec) -> Reference | None:

@@ -38,25 +38,26 @@ from ditpress.validate.gate.figures import Figure, Figures, Settings, figures_of
 from ditpress.validate.paired import OutputSqnr, decibel, decibel_error, output_sqnr
 from ditpress.validate.report import Fidelity
 from ditpress.validate.scores import Score
-from ditpress.validate.sensitivity import Energies, layer_energies, total_energy
+from ditpress.validate.sensitivity import Energies, layer_energies, layer_sqnr, total_energy
 from ditpress.validate.table import Networks
 from ditpress.validate.validation import measure, read_reference
 
-CALL_SAMPLES = 8  # images whose calls are compared
+CALL_SAMPLES = 8  # images on whose way from noise single steps and layers are compared
 
 
 @dataclass(frozen=True)
 class Judged:
     """What was measured; ``images``: the first same-seed samples by side, ``captions``: theirs.
 
-    ``layers``: SQNR in dB of every low-bit layer at every timestep, empty where stages/ is gone.
+    ``layers``: SQNR in dB of every low-bit layer, and of its pairs of timestep and SQNR; empty where stages/
+    is gone.
     """
 
     settings: Settings
     fidelity: Fidelity
     figures: Figures
     sqnr: OutputSqnr
-    layers: dict[str, dict[float, float]]
+    layers: dict[str, tuple[float | None, list[tuple[float, float]]]]
     images: dict[str, Tensor]
     captions: list[str]
 
@@ -70,6 +71,7 @@ class Judge:
         settings: dict[str, Any] | None = None,
         *,
         seed: int | None = None,
+        call_seed: int | None = None,
         against: str | None = None,
     ) -> None:
         """Open the run and the model to measure it against.
@@ -77,7 +79,8 @@ class Judge:
         Args:
             out: a finished run folder.
             settings: of :class:`ValidationSpec`, in the place of those of the run.
-            seed: in the place of the run's; other images and other calls of the same models.
+            seed: in the place of the run's; other images of the same models.
+            call_seed: of the calls on which steps and layers are compared; None: ``seed``.
             against: MODEL in the place of the run's original.
 
         Raises:
@@ -95,6 +98,7 @@ class Judge:
         if not self.spec.samples:
             raise InputError("validation.samples is 0: there is nothing to measure; give --samples 128")
         self.seed = self.recipe.seed if seed is None else seed
+        self.call_seed = self.seed if call_seed is None else call_seed
         self.against = against
         self.shipped = load_compressed(self.path / "model")
         self.original = load_denoiser(
@@ -116,12 +120,13 @@ class Judge:
         config = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
         text = json.dumps([type(scheduler).__name__, config], sort_keys=True, default=str)
         main = self.networks.main
-        inception = self.networks.inception
+        inception, lpips = self.networks.inception, self.networks.lpips
         return Settings(
             model=self.marker["model"],
             fingerprint=self.marker["fingerprint"],
             against=None if self.against is None else self.original.fingerprint,
             samples=self.spec.samples,
+            call_samples=CALL_SAMPLES,
             steps=self.spec.steps,
             guidance=self.spec.guidance,
             seed=self.seed,
@@ -131,6 +136,7 @@ class Judge:
             extractor_sha256=self.networks.clip.sha256,
             num_features=main.num_features,
             inception_sha256=None if inception is None else inception.sha256,
+            lpips_sha256=None if lpips is None else lpips.sha256,
             reference=None if self.reference is None else self.reference.name,
             reference_sha256=None if self.reference is None else self.reference.sha256,
         )
@@ -149,7 +155,7 @@ class Judge:
         if drawn is None:
             return None
         table, images = drawn
-        calls = self._calls()
+        calls = self.calls()
         sqnr = output_sqnr(self.original.transformer, onnx, calls)
         captions = self.original.captions(self.original.conditions(self.spec.samples))
         shape = images["original"].shape
@@ -166,9 +172,9 @@ class Judge:
             else read_reference(self.reference, self.networks, (shape[1], shape[2], shape[3])),
             sqnr=Score(sqnr.total_db, sqnr.total_error),
         )
-        energies = layers_of(self.path, self.original, self.shipped, spread(calls, ERROR_CALLS))
-        shutil.rmtree(work, ignore_errors=True)
         few = spread(calls, ERROR_CALLS)
+        energies = layers_of(self.path, self.original, self.shipped, few)
+        shutil.rmtree(work, ignore_errors=True)
         return Judged(
             settings=self.settings,
             fidelity=fidelity,
@@ -192,23 +198,22 @@ class Judge:
                 },
             ),
             sqnr=sqnr,
-            layers={
-                name: {step: sqnr_figure(rows).value for step, rows in steps.items()}
-                for name, steps in energies.items()
-            },
+            layers={name: layer_sqnr(steps) for name, steps in energies.items()},
             images=images,
             captions=captions[: len(images["original"])],
         )
 
-    def _calls(self) -> list[Call]:
-        """Calls of the original on its own way from noise, of enough images to tell what is noise."""
-        spec = self.recipe.calibration
+    def calls(self) -> list[Call]:
+        """Calls of the original on its own way to the first images; no compression was calibrated on them.
+
+        All that decides them is in the settings.
+        """
         return record_calls(
             self.original,
-            samples=max(CALL_SAMPLES, spec.samples),
-            steps=spec.steps,
-            guidance=spec.guidance,
-            seed=self.seed,
+            samples=CALL_SAMPLES,
+            steps=self.spec.steps,
+            guidance=self.spec.guidance,
+            seed=first_seed(self.call_seed),
             description="calls of the original",
         )
 

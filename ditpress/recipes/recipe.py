@@ -39,7 +39,12 @@ class ValidationSpec(Settings):
         default=None, description="CLIP folder for FID, KID, CLIP; null: the bundled one"
     )
     inception: str | None = Field(
-        default=None, description="Inception-v3 weights of torch-fidelity for FID and its kin; null: CLIP's"
+        default=None,
+        description="torch-fidelity's Inception-v3 for FID and its kin: path or hf:OWNER/NAME/FILE",
+    )
+    lpips: str | None = Field(
+        default=None,
+        description="torchvision's AlexNet or VGG16 for LPIPS: a path or hf:OWNER/NAME/FILE; null: CLIP",
     )
     reference: str | None = Field(
         default=None, description="folder or .npz of real images, or a reference batch of ADM's evaluation"

@@ -10,7 +10,8 @@ from ditpress.recipes.result import Result
 from ditpress.recipes.run import RunFolder
 from ditpress.validate.grid import image_grid, png_bytes
 from ditpress.validate.html import Pictures, render_html
-from ditpress.validate.report import Fidelity, Report, TimestepDetail, load_report
+from ditpress.validate.report import Fidelity, LayerDetail, Report, load_report
+from ditpress.validate.sensitivity import timestep_details
 
 
 def revalidate(out: str | Path, settings: dict[str, Any]) -> Result | None:
@@ -56,6 +57,17 @@ def updated(report: Report, judged: Judged) -> Report:
     """The report with what was measured now; sizes, stages and speed stay."""
     details = report.details
     if details is not None:
-        steps = [TimestepDetail(timestep=t, sqnr_db=db) for t, db in judged.sqnr.by_timestep.items()]
-        details = details.model_copy(update={"timesteps": steps})
+        layers = [_measured(layer, judged) for layer in details.layers]
+        steps = timestep_details(judged.sqnr.by_timestep.items())
+        details = details.model_copy(update={"timesteps": steps, "layers": layers})
     return report.model_copy(update={"fidelity": judged.fidelity, "details": details})
+
+
+def _measured(layer: LayerDetail, judged: Judged) -> LayerDetail:
+    """The layer with its error as it is now; unchanged where stages/ is gone."""
+    if layer.name not in judged.layers:
+        return layer
+    total, by_timestep = judged.layers[layer.name]
+    return layer.model_copy(
+        update={"output_sqnr_db": total, "timesteps": timestep_details(by_timestep)},
+    )

@@ -83,7 +83,12 @@ def rows(report: Report) -> list[Row]:
         _single("KID to the original's samples", "↓ × 10³", _kilo(after.kid_to_original), number),
         _single("PSNR of pairs", "↑ dB", pairs.psnr, fixed(2)),
         _single("SSIM of pairs", "↑", pairs.ssim, fixed(4)),
-        _single("Feature distance of pairs", "↓ lpips", pairs.lpips, number),
+        _single(
+            "Feature distance of pairs" if fidelity.lpips_network is None else "LPIPS of pairs",
+            "↓ lpips",
+            pairs.lpips,
+            number,
+        ),
         _single("SQNR of one step's output", "↑ dB", pairs.output_sqnr_db, fixed(2)),
         _single("ONNX against torch, outputs", "↓ max |Δ|", parity.onnx_vs_torch_max_abs, scientific),
         _single("ONNX against torch, outputs", "↑ PSNR dB", parity.onnx_vs_torch_psnr, fixed(1)),
@@ -114,6 +119,9 @@ def conditions(report: Report) -> str:
             f"sha256 {fidelity.extractor.sha256[:12]}; FID, KID, CLIP score and feature distance can be "
             "compared only with figures of the same extractor."
         )
+    for network, what in ((fidelity.inception, "FID and its kin"), (fidelity.lpips_network, "LPIPS")):
+        if network is not None:
+            sentences.append(f"{what}: {network.name}, sha256 {network.sha256[:12]}.")
     if fidelity.reference is not None:
         sentences.append(
             f"Real images: {fidelity.reference.count} of {fidelity.reference.name}, sha256 "

@@ -67,7 +67,7 @@ def require_comparable(runs: Sequence[ShownRun]) -> None:
 
 def _settings(fidelity: Fidelity) -> dict[str, Any]:
     found: dict[str, Any] = {name: getattr(fidelity, name) for name in ("samples", "steps", "guidance")}
-    for name in ("extractor", "inception", "reference"):
+    for name in ("extractor", "inception", "lpips_network", "reference"):
         identity = getattr(fidelity, name)
         found[name] = None if identity is None else identity.sha256[:12]
     return found

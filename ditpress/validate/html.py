@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from torch import Tensor
 
 from ditpress.validate import figures, plots
+from ditpress.validate.error_table import error_table
 from ditpress.validate.grid import difference, png_bytes, to_pil
 from ditpress.validate.report import Report
 from ditpress.validate.sensitivity import Details
@@ -52,6 +54,7 @@ def render_html(
             recipe_yaml=recipe_yaml,
             details=details,
             plots=_plots(details),
+            errors=None if details is None else error_table(details.layers),
             grid=None if pictures is None else _grid(pictures),
             report_json=json.dumps(json.loads(report.to_json()), indent=2, ensure_ascii=False),
         )
@@ -71,8 +74,14 @@ def page_environment() -> Environment:
         "human_bytes": figures.human_bytes,
         "seconds": figures.seconds,
         "number": figures.number,
+        "breakable": _breakable,
     }
     return environment
+
+
+def _breakable(name: str) -> Markup:
+    """A module's name that may go on in the next line after a dot or an underscore."""
+    return Markup(re.sub(r"(?<=[._])", "<wbr>", str(escape(name))))
 
 
 def _plots(details: Details | None) -> dict[str, Markup]:

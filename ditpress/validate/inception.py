@@ -1,7 +1,7 @@
 """Inception-v3, the network of published FID, sFID and Inception Score; the extra ``inception``.
 
 The network and its exact preprocessing are torch-fidelity's. Its weights come from a file, the one that
-torch-fidelity publishes or any of the same layout.
+torch-fidelity publishes or any of the same layout, here or on the hub.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ditpress.errors import InputError
+from ditpress.load.hub import local_file
 from ditpress.validate.environment import device_name
 
 SPATIAL_CHANNELS = 7
@@ -35,12 +36,12 @@ class InceptionExtractor:
     num_features = 2048
 
     def __init__(self, weights: str | Path, *, device: str | torch.device = "cpu") -> None:
-        """Load torch-fidelity's network with the weights of a file.
+        """Load torch-fidelity's network with the weights of a file, or of ``hf:OWNER/NAME/FILE``.
 
         Raises:
             InputError: torch-fidelity is missing, the file is missing, or it holds other weights.
         """
-        path = Path(weights)
+        path = local_file(weights)
         if not path.is_file():
             raise InputError(
                 f"Inception weights {path}: no such file; give torch-fidelity's weights-inception .pth"
@@ -69,8 +70,9 @@ class InceptionExtractor:
     def describe(self, images: Tensor) -> dict[str, Tensor]:
         """``features`` [n, 2048], ``logits`` [n, 1008] and ``spatial`` [n, 2023] of one batch.
 
-        ``spatial`` is what sFID takes: the first seven channels of the 1x1 convolution in the seventh mixed
-        block, 17 x 17 (``mixed_6/conv`` in the graph of OpenAI's ADM evaluation).
+        ``spatial`` is what sFID takes: the first seven channels of the 1x1 branch in the seventh mixed block,
+        17 x 17, channels last: ``mixed_6/conv:0`` of the TensorFlow graph in OpenAI's ADM evaluation, which
+        is the branch after its batch norm and ReLU. Moments of ADM's reference batches have this order.
 
         Args:
             images: float [n, C, H, W] in [0, 1], C = 1 or 3.
@@ -78,10 +80,10 @@ class InceptionExtractor:
         spatial: list[Tensor] = []
 
         def keep(_module: Any, _inputs: Any, output: Tensor) -> None:
-            spatial.append(output[:, :SPATIAL_CHANNELS].flatten(1))
+            spatial.append(output[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1))
 
         pixels = (images.expand(-1, 3, -1, -1) * 255).round().to(torch.uint8).to(self.device)
-        block: Any = self.model.get_submodule("Mixed_6d.branch1x1.conv")
+        block: Any = self.model.get_submodule("Mixed_6d.branch1x1")
         handle = block.register_forward_hook(keep)
         try:
             features, logits = self.model(pixels)

@@ -62,7 +62,7 @@ def psnr_of(errors: Tensor) -> float:
 
 def squared_errors(original: Tensor, compressed: Tensor) -> Tensor:
     """Mean squared error of every pair, float64 [n], over its pixels; arguments as of :func:`psnr`."""
-    parts = [(a.double() - b.double()).square().flatten(1).mean(1) for a, b in _pairs(original, compressed)]
+    parts = [(a.double() - b.double()).square().flatten(1).mean(1) for a, b in pairs_of(original, compressed)]
     return torch.cat(parts)
 
 
@@ -79,7 +79,7 @@ def structural_similarities(original: Tensor, compressed: Tensor) -> Tensor:
     Args:
         original, compressed: float [n, C, H, W] in [0, 1], H and W at least 6.
     """
-    pairs = track(_pairs(original, compressed), "SSIM", math.ceil(len(original) / BATCH_SIZE))
+    pairs = track(pairs_of(original, compressed), "SSIM", math.ceil(len(original) / BATCH_SIZE))
     parts = [
         structural_similarity_index_measure(b, a, data_range=1.0, reduction="none").reshape(len(a))
         for a, b in pairs
@@ -104,7 +104,7 @@ def feature_distances(extractor: FeatureExtractor, original: Tensor, compressed:
     """
     parts = []
     count = math.ceil(len(original) / BATCH_SIZE)
-    for a, b in track(_pairs(original, compressed), "feature distance", count):
+    for a, b in track(pairs_of(original, compressed), "feature distance", count):
         distance = torch.zeros(len(a), dtype=torch.float64)
         for f, g in zip(extractor.patch_features(a), extractor.patch_features(b), strict=True):
             difference = F.normalize(f, dim=-1) - F.normalize(g, dim=-1)
@@ -186,7 +186,12 @@ def first_tensor(output: Any) -> Tensor:
     return output[0]
 
 
-def _pairs(original: Tensor, compressed: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+def pairs_of(original: Tensor, compressed: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+    """Both sides in batches, float32.
+
+    Raises:
+        InputError: not two equal shapes [n, C, H, W] with n of at least 1.
+    """
     if original.shape != compressed.shape or original.ndim != 4 or not len(original):
         raise InputError(
             f"paired figures: images {tuple(original.shape)} and {tuple(compressed.shape)}; "

@@ -93,7 +93,11 @@ class CompressedScores(Scores):
 
 
 class PairedScores(Strict):
-    """Of same-seed pairs. ``lpips``: feature distance in the named extractor, unit layer weights."""
+    """Of same-seed pairs.
+
+    ``lpips``: with trained weights on ``lpips_network``; where that is null, feature distance in the named
+    extractor with unit layer weights.
+    """
 
     psnr: float | None
     ssim: float | None
@@ -113,8 +117,8 @@ class Fidelity(Strict):
     """How near the compressed model's samples are to the original's and to real images.
 
     Sample i of both models was drawn from the seed ``first_seed + i``. ``inception``: the network behind FID,
-    sFID, KID, precision, recall and Inception Score, where it is not ``extractor``. ``intervals``: by the
-    place of the figure, such as ``compressed.fid``.
+    sFID, KID, precision, recall and Inception Score, where it is not ``extractor``; ``lpips_network``: of
+    LPIPS. ``intervals``: by the place of the figure, such as ``compressed.fid``.
     """
 
     samples: int
@@ -129,6 +133,7 @@ class Fidelity(Strict):
     paired: PairedScores
     warnings: list[str]
     inception: ExtractorId | None = None
+    lpips_network: ExtractorId | None = None
     intervals: dict[str, Interval] = Field(default_factory=dict)
 
     @classmethod
@@ -186,11 +191,19 @@ class StageRecord(Strict):
     peak_rss_bytes: int
 
 
+class TimestepDetail(Strict):
+    """SQNR of the transformer's output, or of one layer's, at one timestep, in dB."""
+
+    timestep: float
+    sqnr_db: float
+
+
 class LayerDetail(Strict):
     """One module that owns tensors, with all that wraps it: its size, and its error where it was quantized.
 
     ``weight_error``: ‖Ŵ - W‖ / ‖W‖ (Frobenius). ``output_sqnr_db``: of its output, given the input that
-    it has in the reference transformer, so without the errors of the layers before it.
+    it has in the reference transformer, so without the errors of the layers before it; ``timesteps``: the
+    same at single timesteps, in the order of sampling.
     """
 
     name: str
@@ -199,13 +212,7 @@ class LayerDetail(Strict):
     compressed_bytes: float
     weight_error: float | None
     output_sqnr_db: float | None
-
-
-class TimestepDetail(Strict):
-    """SQNR of the transformer's output at one timestep, in dB."""
-
-    timestep: float
-    sqnr_db: float
+    timesteps: list[TimestepDetail] = Field(default_factory=list)
 
 
 class Details(Strict):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,18 @@ from ditpress.validate.report import Details, LayerDetail, TimestepDetail
 from ditpress.validate.size import Stored, stored_modules
 
 Energies = dict[float, tuple[Tensor, Tensor]]  # of an output and of its error, by timestep; rows of a batch
+
+
+class LayerError(NamedTuple):
+    """Error of one low-bit layer; a plain list in JSON.
+
+    ``weight``: ‖Ŵ - W‖ / ‖W‖; ``output_sqnr_db``: of its output, None where no call reached the layer;
+    ``by_timestep``: pairs of timestep and SQNR in dB, in the order of sampling.
+    """
+
+    weight: float
+    output_sqnr_db: float | None
+    by_timestep: Sequence[tuple[float, float]] = ()
 
 
 def low_bit_layers(transformer: nn.Module) -> set[str]:
@@ -35,8 +48,8 @@ def layer_errors(
     compressed: nn.Module,
     calls: Sequence[RecordedCall],
     names: Collection[str] | None = None,
-) -> dict[str, tuple[float, float | None]]:
-    """Weight error and output SQNR of every quantized layer, in one pass of ``reference`` over the calls.
+) -> dict[str, LayerError]:
+    """The error of every quantized layer, by name, in one pass of ``reference`` over the calls.
 
     A layer counts with its wrappers on both sides: low-rank branches add to its weight, a rotation of its
     input is undone in it.
@@ -48,20 +61,25 @@ def layer_errors(
         calls: recorded calls; with none, only the weights are compared.
         names: of the layers to compare, as in the plain model; None: all that are quantized.
 
-    Returns:
-        layer name -> (‖Ŵ - W‖ / ‖W‖, output SQNR in dB or None where no call reached the layer).
-
     Raises:
         InputError: a quantized layer has no float layer of the same shape in ``reference``.
     """
-    result: dict[str, tuple[float, float | None]] = {}
-    for name, (weight_error, energies) in layer_energies(reference, compressed, calls, names).items():
-        rows = total_energy(energies)
-        result[name] = (
-            weight_error,
-            None if rows is None else decibel(*(float(part.sum()) for part in rows)),
-        )
-    return result
+    return {
+        name: LayerError(weight_error, *layer_sqnr(energies))
+        for name, (weight_error, energies) in layer_energies(reference, compressed, calls, names).items()
+    }
+
+
+def layer_sqnr(energies: Energies) -> tuple[float | None, list[tuple[float, float]]]:
+    """SQNR in dB over all timesteps, None without any, and at each of them, in the order of sampling."""
+    rows = total_energy(energies)
+    by_timestep = [(step, _decibel(energies[step])) for step in sorted(energies, reverse=True)]
+    return None if rows is None else _decibel(rows), by_timestep
+
+
+def _decibel(rows: tuple[Tensor, Tensor]) -> float:
+    signal, noise = rows
+    return decibel(float(signal.sum()), float(noise.sum()))
 
 
 def total_energy(energies: Energies) -> tuple[Tensor, Tensor] | None:
@@ -135,7 +153,7 @@ def details(
     original: nn.Module,
     compressed: nn.Module,
     *,
-    errors: dict[str, tuple[float, float | None]] | None = None,
+    errors: Mapping[str, LayerError] | None = None,
     sqnr: OutputSqnr | None = None,
     float_bits: int | None = None,
 ) -> Details:
@@ -148,7 +166,7 @@ def details(
         parts[outer.get(name, name)].append(stored)
     layers = []
     for name, found in parts.items():
-        weight_error, output_sqnr_db = errors.get(name, (None, None))
+        error = errors.get(name)
         # The main linear holds the parameters; what wraps it holds none.
         main = max(found, key=lambda stored: stored.parameters)
         layers.append(
@@ -157,15 +175,21 @@ def details(
                 format=main.format,
                 original_bytes=before[name].bits / 8 if name in before else 0.0,
                 compressed_bytes=sum(stored.bits for stored in found) / 8,
-                weight_error=weight_error,
-                output_sqnr_db=output_sqnr_db,
+                weight_error=None if error is None else error.weight,
+                output_sqnr_db=None if error is None else error.output_sqnr_db,
+                timesteps=[] if error is None else timestep_details(error.by_timestep),
             )
         )
     by_timestep = {} if sqnr is None else sqnr.by_timestep
     return Details(
         layers=layers,
-        timesteps=[TimestepDetail(timestep=t, sqnr_db=db) for t, db in sorted(by_timestep.items())],
+        timesteps=timestep_details(sorted(by_timestep.items())),
     )
+
+
+def timestep_details(pairs: Iterable[tuple[float, float]]) -> list[TimestepDetail]:
+    """Timesteps with their SQNR in dB, as the report has them."""
+    return [TimestepDetail(timestep=timestep, sqnr_db=db) for timestep, db in pairs]
 
 
 def _float_twin(reference: nn.Module, name: str, layer: nn.Module) -> nn.Module:

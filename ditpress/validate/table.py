@@ -28,6 +28,7 @@ from ditpress.errors import InputError, StageError
 from ditpress.validate import paired
 from ditpress.validate.extractor import BATCH_SIZE, FeatureExtractor
 from ditpress.validate.inception import InceptionExtractor
+from ditpress.validate.lpips import Lpips
 
 SIDES = ("original", "compressed")
 Table = dict[str, Tensor]
@@ -35,10 +36,11 @@ Table = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Networks:
-    """The networks behind the figures; without Inception-v3 CLIP's features stand in for its own."""
+    """The networks behind the figures; where another is not given, CLIP's features stand in for its own."""
 
     clip: FeatureExtractor
     inception: InceptionExtractor | None = None
+    lpips: Lpips | None = None
 
     @property
     def main(self) -> FeatureExtractor | InceptionExtractor:
@@ -85,7 +87,10 @@ def tabulate(
         table |= {f"{side}.{name}": rows for name, rows in describe(images, networks, captions).items()}
     table["squared_error"] = paired.squared_errors(original, compressed)
     table["ssim"] = paired.structural_similarities(original, compressed)
-    table["lpips"] = paired.feature_distances(networks.clip, original, compressed)
+    if networks.lpips is None:
+        table["lpips"] = paired.feature_distances(networks.clip, original, compressed)
+    else:
+        table["lpips"] = networks.lpips.distances(original, compressed)
     return table
 
 

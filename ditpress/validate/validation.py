@@ -11,6 +11,7 @@ from ditpress.validate import fidelity
 from ditpress.validate.bootstrap import CONFIDENCE
 from ditpress.validate.extractor import FeatureExtractor
 from ditpress.validate.inception import InceptionExtractor
+from ditpress.validate.lpips import Lpips
 from ditpress.validate.reference import Reference
 from ditpress.validate.reference_rows import reference_rows
 from ditpress.validate.report import (
@@ -32,6 +33,7 @@ def validate(
     *,
     extractor: FeatureExtractor,
     inception: InceptionExtractor | None = None,
+    lpips: Lpips | None = None,
     steps: int | None,
     guidance: float | None,
     first_seed: int | None = None,
@@ -45,7 +47,7 @@ def validate(
     Args:
         original, compressed: float [n, C, H, W] in [0, 1]; image i of both from the same seed. n ≥ 2.
         extractor: the network of all feature figures, but for those of ``inception``.
-        inception: the network of FID and its kin, where it is given.
+        inception: the network of FID and its kin, where it is given; ``lpips``: that of LPIPS.
         steps, guidance, first_seed: how the samples were drawn, for the record.
         captions: one per image; None: no CLIP score.
         reference: real images; None: only the figures without them.
@@ -59,7 +61,7 @@ def validate(
         raise InputError(
             f"samples {tuple(original.shape)}: expected n of at least 2, a distribution; raise --samples"
         )
-    networks = Networks(extractor, inception)
+    networks = Networks(extractor, inception, lpips)
     shape = (original.shape[1], original.shape[2], original.shape[3])
     return measure(
         tabulate(original, compressed, networks, captions),
@@ -115,6 +117,7 @@ def measure(
         kid_subset_size=fidelity.kid_subset_size(count, images or count),
         extractor=identity(networks.clip),
         inception=None if networks.inception is None else identity(networks.inception),
+        lpips_network=None if networks.lpips is None else identity(networks.lpips),
         reference=None
         if reference is None
         else ReferenceId(name=reference.name, sha256=reference.sha256, count=reference.count),
@@ -151,7 +154,7 @@ def read_reference(reference: Reference, networks: Networks, shape: tuple[int, i
     return RealImages(table)
 
 
-def identity(network: FeatureExtractor | InceptionExtractor) -> ExtractorId:
+def identity(network: FeatureExtractor | InceptionExtractor | Lpips) -> ExtractorId:
     """Name and hash of a network, for the report."""
     return ExtractorId(name=network.name, sha256=network.sha256, num_features=network.num_features)
 

@@ -11,21 +11,26 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-import torch
 from recipes.tiny_model import save_model
 from validate.conftest import save_clip
 
 import ditpress
-from ditpress.calibrate.calls import load_calls
 from ditpress.cli import main
-from ditpress.errors import InputError
-from ditpress.export.onnx import export_transformer
-from ditpress.kernels.linear import QuantizedLinear
-from ditpress.kernels.wrap import main_linear
-from ditpress.load.checkpoint import save_transformer
-from ditpress.load.weights import load_transformer
+from ditpress.errors import GateError, InputError
 from ditpress.recipes.check import Check, check
+from ditpress.recipes.judge import Judge, Judged
 from ditpress.validate.reference import MNIST_TEST
+from ditpress.validate.report import Speed
+from gate.plants import (
+    Damage,
+    fewer_steps,
+    other_scheduler,
+    scales_off,
+    shipped,
+    stale_onnx,
+    swapped_channels,
+    two_bits,
+)
 
 SETTINGS = [
     *("smooth.alpha=0.5", "quantize.weights.rounding=nearest", "quantize.modulation.rounding=nearest"),
@@ -72,34 +77,6 @@ def out(home: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(home / "out", tmp_path / "out"))
 
 
-def ship(out: Path, change: Callable[[QuantizedLinear], None]) -> None:
-    """Change one layer of the model in ``out`` and export it, as a faulty compression would have."""
-    transformer = load_transformer(out / "model" / "transformer")
-    change(main_linear(transformer.get_submodule(LAYER)))
-    save_transformer(transformer, out / "model" / "transformer")
-    (calls,) = out.glob("stages/00-calibration-*")
-    kwargs = [call.kwargs for call in load_calls(calls)]
-    export_transformer(transformer, out / "onnx" / "transformer", kwargs)
-
-
-def scales_off(layer: QuantizedLinear) -> None:
-    layer.scale.mul_(1.05)
-
-
-def two_bits(layer: QuantizedLinear) -> None:
-    """The four values ±1/3 and ±1 of the largest, instead of 255."""
-    values = layer.codebook.flatten().double()
-    levels = torch.tensor([-127.0, -42.0, 42.0, 127.0], dtype=torch.float64)
-    index = torch.stack([(values == level).nonzero()[0, 0] for level in levels])
-    drawn = values[layer.codes.long()]
-    layer.codes.copy_(index[(drawn[..., None] - levels).abs().argmin(-1)].to(torch.uint8))
-
-
-def swapped_channels(layer: QuantizedLinear) -> None:
-    for buffer in (layer.codes, layer.scale):
-        buffer[[0, 1]] = buffer[[1, 0]]
-
-
 def test_the_same_run_passes_and_the_baseline_stays(home: Path) -> None:
     before = (home / "gate.json").read_bytes()
     outcome = gate(home / "out", home)
@@ -127,39 +104,29 @@ def test_other_seeds_pass(home: Path, seed: int) -> None:
 
 
 @pytest.mark.parametrize("change", [scales_off, two_bits, swapped_channels])
-def test_a_damaged_layer_is_caught_and_named(
-    home: Path, out: Path, change: Callable[[QuantizedLinear], None]
-) -> None:
-    ship(out, change)
+def test_a_damaged_layer_is_caught_and_named(home: Path, out: Path, change: Damage) -> None:
+    shipped(LAYER, change)(out)
     found = failed(gate(out, home))
     assert found["layer_sqnr_db"] == LAYER
     assert "parity_margin_db" not in found  # the file does what the model does, both are wrong
 
 
 def test_a_stale_onnx_file_beside_a_newer_checkpoint_is_caught(home: Path, out: Path) -> None:
-    transformer = load_transformer(out / "model" / "transformer")
-    for module in transformer.modules():  # what a second round of training would leave
-        if isinstance(module, QuantizedLinear):
-            noise = torch.randn(module.scale.shape, generator=torch.Generator().manual_seed(1))
-            module.scale.mul_(1 + 0.05 * noise)
-    save_transformer(transformer, out / "model" / "transformer")
+    stale_onnx(out)
     found = failed(gate(out, home))
     assert "parity_margin_db" in found
     assert "psnr" not in found  # the images still come from the old file
 
 
 def test_another_scheduler_is_refused(home: Path, out: Path) -> None:
-    path = out / "model" / "scheduler" / "scheduler_config.json"
-    config = json.loads(path.read_text())
-    path.write_text(json.dumps(config | {"beta_schedule": "squaredcos_cap_v2"}))
+    other_scheduler(out)
     with pytest.raises(InputError, match="scheduler_sha256"):
         gate(out, home)
 
 
 def test_fewer_steps_are_refused(home: Path, out: Path) -> None:
-    recipe = out / "recipe.yaml"
-    recipe.write_text(recipe.read_text().replace("steps: 3\n", "steps: 2\n"))
-    with pytest.raises(InputError, match=r"steps 3 there, 2 here; .*--steps"):
+    fewer_steps(out)
+    with pytest.raises(InputError, match=r"steps 3 there, 1 here; .*--steps"):
         gate(out, home)
     assert code_of("check", str(out), "--baseline", str(home / "gate.json"), "--quiet") == 2
 
@@ -218,6 +185,79 @@ def test_images_of_another_size_are_refused(home: Path, tmp_path: Path) -> None:
     tiny_pipeline(num_attention_heads=4, attention_head_dim=16, sample_size=12).save_pretrained(larger)
     arguments = ["validate", str(home / "out"), "--against", str(larger), "--samples", "4", "--quiet"]
     assert code_of(*arguments) == 2
+
+
+TIMED = {"onnx_ms": {"max_ratio": 1.1}, "speedup": {"max_drop": "10%"}}
+
+
+@pytest.fixture(scope="module")
+def judged(home: Path) -> Judged | None:
+    """All figures of the run but its times."""
+    return Judge(home / "out").measure()
+
+
+@pytest.fixture
+def timed(
+    home: Path, judged: Judged | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Any]:
+    """``timed(ms, speedup, ...)``: a check with these times against a baseline of 10 ms and 2.0."""
+    monkeypatch.setattr(Judge, "measure", lambda self: judged)
+    path = tmp_path / "timed.json"
+
+    def run(ms: float, speedup: float, cpu: str = "a processor", threads: int = 2, **options: Any) -> Any:
+        speed = Speed(
+            hardware=cpu, threads=threads, original_ms=ms * speedup, compressed_ms=ms, speedup=speedup
+        )
+        monkeypatch.setattr("ditpress.recipes.check.bench_run", lambda out: speed)
+        monkeypatch.setattr("ditpress.recipes.check.hardware", lambda: cpu)
+        monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+        return check(home / "out", path, **options)
+
+    assert run(10.0, 2.0, update=True, rules=TIMED).updated
+    return run
+
+
+@pytest.mark.parametrize(
+    ("ms", "speedup", "broken"),
+    [
+        (10.0, 2.0, set()),
+        (10.9, 1.85, set()),
+        (5.0, 4.0, set()),  # faster is never a failure
+        (11.1, 1.9, {"onnx_ms"}),
+        (9.0, 1.75, {"speedup"}),  # the original got faster, we did not
+        (20.0, 1.0, {"onnx_ms", "speedup"}),
+    ],
+)
+def test_slower_steps_trip_the_timed_rules(
+    timed: Callable[..., Any], ms: float, speedup: float, broken: set[str]
+) -> None:
+    outcome = timed(ms, speedup)
+    assert set(failed(outcome)) == broken
+    assert {verdict.metric: verdict.value for verdict in outcome.verdicts} == {
+        "onnx_ms": ms,
+        "speedup": speedup,
+    }
+    if broken:
+        with pytest.raises(GateError, match=f"{len(broken)} of 2 rules failed"):
+            outcome.require()
+
+
+@pytest.mark.parametrize("machine", [("another processor", 2), ("a processor", 1)])
+def test_times_of_another_machine_are_refused_before_anything_is_drawn(
+    timed: Callable[..., Any], machine: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Judge, "measure", None)
+    cpu, threads = machine
+    with pytest.raises(InputError) as caught:
+        timed(10.0, 2.0, cpu=cpu, threads=threads)
+    message = str(caught.value)
+    assert "timed on a processor, 2 threads there" in message
+    assert f"on {cpu}, {threads} threads here" in message
+
+
+def test_a_timed_rule_needs_a_timed_baseline(home: Path) -> None:
+    with pytest.raises(InputError, match="timed on None there"):
+        gate(home / "out", home, rules={"onnx_ms": {"max_ratio": 1.1}})
 
 
 def test_the_command_line(home: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

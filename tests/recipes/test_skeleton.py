@@ -121,13 +121,15 @@ def test_errors_are_those_of_the_layers_that_became_low_bit(denoiser: Denoiser, 
     kept = {name for name in plain if "proj_out" in name or ".emb." in name}
     assert set(facts["layer_errors"]) == plain - kept
     name = "transformer_blocks.0.ff.net.2"
-    weight, output = facts["layer_errors"][name]
+    weight, output, by_timestep = facts["layer_errors"][name]
     basis = torch.cat([torch.zeros(1, 256), torch.eye(256)])
     before, after = (model.get_submodule(name)(basis).double() for model in (reference, denoiser.transformer))
     weights = [y[1:] - y[0] for y in (before, after)]  # affine, without rounding of the inputs
     assert weight == pytest.approx(float((weights[1] - weights[0]).norm() / weights[0].norm()), rel=1e-3)
     assert 0 < weight < 0.3
     assert output > 10
+    assert [step for step, _ in by_timestep] == [call.timestep for call in calls]
+    assert min(db for _, db in by_timestep) <= output <= max(db for _, db in by_timestep)
 
 
 def test_tables_tell_what_is_around_a_linear(denoiser: Denoiser) -> None:

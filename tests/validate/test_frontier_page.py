@@ -125,6 +125,59 @@ def test_the_page_in_chromium(page: Page, files: dict[str, Path], name: str, wid
     assert page.value(drawn) is True
 
 
+def deep_report(folder: Path) -> Path:
+    """A report with the error of 28 blocks of five layers at eight timesteps."""
+    data = copy.deepcopy(EXAMPLE)
+    names = ("attn1.to_q", "attn1.to_out.0", "ff.net.0.proj", "ff.net.2", "norm1.linear")
+    data["details"]["layers"] = [
+        {
+            **dict.fromkeys(("original_bytes", "compressed_bytes"), 8000.0),
+            **{"name": f"transformer_blocks.{block}.{name}", "format": "int4"},
+            **{"weight_error": 0.09, "output_sqnr_db": 20.0},
+            "timesteps": [{"timestep": 999.0 - 120 * i, "sqnr_db": 40.0 - block - 1.5 * i} for i in range(8)],
+        }
+        for block in range(28)
+        for name in names
+    ]
+    report = parse_report(data)
+    path = folder / "deep.html"
+    path.write_text(render_html(report, recipe_yaml="a: 1\n", details=report.details), encoding="utf-8")
+    return path
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance (WCAG 2.1) of what getComputedStyle says of a colour."""
+    numbers = [float(number) for number in re.findall(r"[\d.]+", colour)[:3]]
+    channels = [number if colour.startswith("color(") else number / 255 for number in numbers]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1600])
+def test_the_error_of_every_layer_and_timestep_is_readable(
+    page: Page, tmp_path: Path, width: int, scheme: str
+) -> None:
+    page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    page.show(deep_report(tmp_path), width)
+    assert page.complaints() == []
+    assert page.value("document.documentElement.scrollWidth") <= width
+    assert page.value("document.querySelectorAll('.heat td').length") == 28 * 5 * 8
+    # All columns are in view without scrolling, one line each.
+    assert page.value("(e => e.scrollWidth <= e.clientWidth)(document.querySelector('.tall'))") is True
+    cells = "[...document.querySelectorAll('.heat td')]"
+    assert page.value(f"Math.min(...{cells}.map(e => e.getBoundingClientRect().width))") >= 24
+    assert page.value(f"Math.max(...{cells}.map(e => e.getBoundingClientRect().height))") < 45
+    style = "(e => [getComputedStyle(e).color, getComputedStyle(e).backgroundColor])"
+    shades = set()
+    for index in (0, 28 * 5 * 8 - 1):  # the best and the worst
+        ink, paper = map(luminance, page.value(f"{style}({cells}[{index}])"))
+        assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) >= 4.5
+        shades.add(round(paper, 3))
+    assert len(shades) == 2
+    page.call("Emulation.setEmulatedMedia", features=[])
+
+
 def test_the_browser_would_report_an_error(page: Page, tmp_path: Path) -> None:
     """The checks above can fail: a page with a broken script and an outside picture is noticed."""
     bad = tmp_path / "bad.html"

@@ -21,6 +21,7 @@ SETTINGS: dict[str, Any] = {
     "fingerprint": "a" * 64,
     "against": None,
     "samples": 80,
+    "call_samples": 8,
     "steps": 8,
     "guidance": 1.5,
     "seed": 0,
@@ -30,6 +31,7 @@ SETTINGS: dict[str, Any] = {
     "extractor_sha256": "c" * 64,
     "num_features": 64,
     "inception_sha256": None,
+    "lpips_sha256": None,
     "reference": "mnist-test",
     "reference_sha256": "d" * 64,
 }
@@ -108,6 +110,16 @@ def test_noise_widens_a_bound_by_the_error_of_the_difference() -> None:
     absolute = judge("psnr", Rule(min=24, noise=2), Figure(value=23.3, error=0.4), before)
     assert absolute.limit == pytest.approx(23.2)  # of the figure alone
     assert absolute.passed
+
+
+def test_figures_on_the_same_calls_differ_without_noise() -> None:
+    before, now = Figure(value=30.0, error=2.0), Figure(value=28.9, error=2.0)
+    for metric in ("output_sqnr_db", "timestep_sqnr_db", "layer_sqnr_db"):
+        verdict = judge(metric, Rule(max_drop=1), now, before)
+        assert not verdict.passed
+        assert (verdict.limit, verdict.margin) == (29.0, 0.0)
+        assert judge(metric, Rule(min=34), now, before).passed  # one figure alone has its noise
+    assert judge("psnr", Rule(max_drop=1), now, before).passed  # of images, which other seeds change
 
 
 def test_rules_of_a_table_hold_for_every_entry_and_name_the_worst() -> None:
@@ -227,6 +239,8 @@ def test_a_missing_baseline_says_how_to_write_one(tmp_path: Path) -> None:
         ("scheduler_sha256", "e" * 64, "scheduler_sha256"),
         ("scheduler", "EulerDiscreteScheduler", "scheduler DDIMScheduler there, EulerDiscreteScheduler here"),
         ("inception_sha256", "e" * 64, "inception_sha256 None there"),
+        ("lpips_sha256", "e" * 64, "measure with the baseline's settings (--lpips)"),
+        ("call_samples", 4, "call_samples 8 there, 4 here"),
     ],
 )
 def test_unlike_settings_are_refused_by_name(name: str, value: object, message: str) -> None:

@@ -16,7 +16,7 @@ from ditpress.validate.html import Pictures, render_html
 from ditpress.validate.report import Fidelity, Report, parse_report
 from ditpress.validate.sensitivity import Details, LayerDetail, TimestepDetail
 
-VOID = {"meta", "img", "br", "link", "input", "hr"}
+VOID = {"meta", "wbr", "img", "br", "link", "input", "hr"}
 
 
 class Balanced(HTMLParser):
@@ -49,8 +49,12 @@ def details() -> Details:
             compressed_bytes=2100,
             weight_error=0.0875,
             output_sqnr_db=21.5,
+            timesteps=[
+                TimestepDetail(timestep=999.0, sqnr_db=30.0 + index),
+                TimestepDetail(timestep=12.5, sqnr_db=15.0),
+            ],
         )
-        for name in names
+        for index, name in enumerate(names)
     ]
     head = LayerDetail(
         name="proj_out_2",
@@ -154,6 +158,25 @@ def test_plots_are_svg_that_follows_the_theme(page: str) -> None:
     assert "transformer_blocks" not in drawings[0]
     ids = re.findall(r' id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
+
+
+def test_the_error_of_every_layer_at_every_timestep_is_in_the_page(page: str) -> None:
+    table = page[page.index('<table class="heat">') :]
+    table = table[: table.index("</table>")]
+    assert re.findall(r'<th scope="col">([^<]*)', table) == ["Timestep", "999", "12.5"]
+    blocks = re.findall(r'<th scope="rowgroup" colspan="3">([^<]*)', table)
+    assert blocks == [f"transformer_blocks.{index}" for index in range(3)]
+    rows = re.findall(r'<th scope="row">([^<]*)</th>(.*?)</tr>', table.replace("<wbr>", ""))
+    assert [name for name, _ in rows] == ["attn1.to_q", "norm1.linear"] * 3
+    cells = re.findall(r'--heat: (\d+)%" title="([\d.]+) dB">(\d+)<', rows[1][1])
+    assert cells == [("20", "31.00", "31"), ("100", "15.00", "15")]  # (35 - 31) / (35 - 15)
+
+
+def test_a_page_without_errors_per_timestep_has_no_such_table(report: Report) -> None:
+    old = details().model_copy(
+        update={"layers": [layer.model_copy(update={"timesteps": []}) for layer in details().layers]}
+    )
+    assert 'class="heat"' not in render_html(report, recipe_yaml="a: 1\n", details=old)
 
 
 def test_pictures_are_those_given(page: str) -> None:

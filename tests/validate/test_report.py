@@ -65,6 +65,7 @@ EXAMPLE: dict[str, Any] = {
         "paired": {"psnr": 27.31, "ssim": 0.9731, "lpips": 0.0213, "output_sqnr_db": 22.72},
         "warnings": ["a <warning> about samples"],
         "inception": {"name": "weights", "sha256": "ef" * 32, "num_features": 2048},
+        "lpips_network": {"name": "alex weights", "sha256": "12" * 32, "num_features": 1152},
         "intervals": {"paired.psnr": {"low": 26.0, "high": 28.62, "standard_error": 0.67}},
     },
     "parity": {
@@ -91,6 +92,7 @@ EXAMPLE: dict[str, Any] = {
                 "compressed_bytes": 16.0,
                 "weight_error": 0.125,
                 "output_sqnr_db": 19.5,
+                "timesteps": [{"timestep": 999.0, "sqnr_db": 18.25}],
             }
         ],
         "timesteps": [{"timestep": 999.0, "sqnr_db": 21.5}],
@@ -115,7 +117,17 @@ def paths(data: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 FIELDS = paths(EXAMPLE)
-LATER = {"sfid", "cmmd", "precision", "recall", "inception_score", "inception", "intervals", "details"}
+LATER = {
+    "sfid",
+    "cmmd",
+    "precision",
+    "recall",
+    "inception_score",
+    "inception",
+    "lpips_network",
+    "intervals",
+    "details",
+}
 
 
 def test_round_trip_keeps_every_field_and_its_order(tmp_path: Path) -> None:
@@ -128,7 +140,20 @@ def test_round_trip_keeps_every_field_and_its_order(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["report.json"]  # no temporary file stays
 
 
-REQUIRED = [field for field in FIELDS if field[-1] not in LATER and field[-2:-1] != ("intervals",)]
+LAYER_TIMESTEPS = ("details", "layers", 0, "timesteps")
+REQUIRED = [
+    field
+    for field in FIELDS
+    if field[-1] not in LATER and field[-2:-1] != ("intervals",) and field != LAYER_TIMESTEPS
+]
+
+
+def test_layers_from_before_their_timesteps_are_read() -> None:
+    data = example()
+    del data["details"]["layers"][0]["timesteps"]
+    report = parse_report(data)
+    assert report.details is not None
+    assert report.details.layers[0].timesteps == []
 
 
 @pytest.mark.parametrize("field", REQUIRED, ids=lambda field: ".".join(map(str, field)))

@@ -12,7 +12,7 @@ from ditpress.kernels.linear import QuantizedLinear
 from ditpress.kernels.packing import pack
 from ditpress.validate.environment import cpu_name, environment
 from ditpress.validate.paired import OutputSqnr
-from ditpress.validate.sensitivity import details, layer_errors
+from ditpress.validate.sensitivity import LayerError, details, layer_errors
 from ditpress.validate.size import size_of, stored_modules
 
 
@@ -130,14 +130,18 @@ def test_layer_errors_against_the_definition(toys: tuple[Toy, Toy]) -> None:
 
     weight, change = weight_and_change(0)
     signal = noise = 0.0
+    by_timestep = []
     for call in calls:
         with torch.no_grad():
             x = (
                 call.kwargs["x"] + original.blocks[0].emb(call.kwargs["x"])
             ).double()  # what blocks.0.up reads
-        signal += float(((x @ weight.T + original.blocks[0].up.bias.detach().double()) ** 2).sum())
-        noise += float(((x @ change.T) ** 2).sum())
+        energy = float(((x @ weight.T + original.blocks[0].up.bias.detach().double()) ** 2).sum())
+        error = float(((x @ change.T) ** 2).sum())
+        by_timestep.append((call.timestep, pytest.approx(10 * math.log10(energy / error), abs=0.01)))
+        signal, noise = signal + energy, noise + error
     assert errors["blocks.0.up"][1] == pytest.approx(10 * math.log10(signal / noise), abs=0.01)
+    assert errors["blocks.0.up"].by_timestep == by_timestep
 
 
 def test_layer_errors_leave_no_hooks_and_work_without_calls(toys: tuple[Toy, Toy]) -> None:
@@ -157,9 +161,12 @@ def test_layer_errors_need_the_float_layers(toys: tuple[Toy, Toy]) -> None:
 def test_details_join_sizes_and_errors(toys: tuple[Toy, Toy]) -> None:
     original, compressed = toys
     sqnr = OutputSqnr(total_db=20.0, by_timestep={900.0: 25.0, 100.0: 18.0})
-    result = details(original, compressed, errors={"blocks.0.up": (0.01, 40.0)}, sqnr=sqnr)
+    result = details(
+        original, compressed, errors={"blocks.0.up": LayerError(0.01, 40.0, [(900.0, 41.0)])}, sqnr=sqnr
+    )
     layers = {layer.name: layer for layer in result.layers}
     assert layers["blocks.0.up"].weight_error == 0.01
+    assert [(p.timestep, p.sqnr_db) for p in layers["blocks.0.up"].timesteps] == [(900.0, 41.0)]
     assert layers["blocks.0.up"].original_bytes == 2 * UP
     assert layers["blocks.0.down"].weight_error is None
     size = size_of(original, compressed)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ditpress.errors import InputError
 from ditpress.validate.gate.baseline import Baseline
 from ditpress.validate.gate.figures import Figure, Figures, Settings
-from ditpress.validate.gate.rules import DISTANCES, TABLES, TIMED, Rule
+from ditpress.validate.gate.rules import DISTANCES, ON_CALLS, TABLES, TIMED, Rule
 
 # How to get the baseline's setting back, where an option does.
 OPTIONS = {"samples": "--samples", "steps": "--steps", "guidance": "--guidance", "against": "--against"}
@@ -17,6 +17,7 @@ OPTIONS |= {
     "extractor_sha256": "--extractor",
     "reference_sha256": "--reference",
     "inception_sha256": "--inception",
+    "lpips_sha256": "--lpips",
 }
 
 
@@ -90,6 +91,20 @@ def require_enough(settings: Settings, metrics: Mapping[str, object]) -> None:
         )
 
 
+def require_machine(now: str, baseline: str | None, metrics: Mapping[str, object]) -> None:
+    """Refuse to compare times of two machines, or of other numbers of threads.
+
+    Raises:
+        InputError: a timed metric has a rule, and the baseline was timed elsewhere or not at all.
+    """
+    for metric in TIMED & set(metrics):
+        if now != baseline:
+            raise InputError(
+                f"rule {metric}: timed on {baseline} there, on {now} here; run the check on the baseline's "
+                "hardware, or drop the rule"
+            )
+
+
 def compare(now: Figures, baseline: Baseline) -> list[Verdict]:
     """One verdict per rule of the baseline, in its order.
 
@@ -98,11 +113,7 @@ def compare(now: Figures, baseline: Baseline) -> list[Verdict]:
     """
     verdicts = []
     for metric, rule in baseline.parsed_rules().items():
-        if metric in TIMED and now.hardware != baseline.figures.hardware:
-            raise InputError(
-                f"rule {metric}: timed on {baseline.figures.hardware} there, on {now.hardware} here; run the "
-                "check on the baseline's hardware, or drop the rule"
-            )
+        require_machine(str(now.hardware), baseline.figures.hardware, {metric: rule})
         if metric in TABLES:
             verdicts.append(_table(metric, rule, now, baseline.figures))
             continue
@@ -129,7 +140,9 @@ def judge(metric: str, rule: Rule, now: Figure, before: Figure | None, entry: st
             raise InputError(f"rule {metric}: the baseline has no such figure; add it with --update")
         base = before.value if before is not None else None
         error = now.error or 0.0
-        if relative and before is not None:
+        if relative and metric in ON_CALLS:
+            error = 0.0
+        elif relative and before is not None:
             error = math.hypot(error, (before.error or 0.0) * (bound if name == "max_ratio" else 1))
         margin = rule.noise * error
         limit, upper = _limit(name, rule, base or 0.0)

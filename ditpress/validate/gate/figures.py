@@ -15,13 +15,16 @@ DIGITS = 6
 class Settings(Strict):
     """Everything that makes two sets of figures comparable; all of it must be equal, but the seed.
 
-    Figures of other seeds are other samples of the same thing: their noise is what standard errors say.
+    Images of other seeds are other samples of the same thing: their noise is what standard errors say.
+    ``call_samples``: images on whose way from noise steps and layers are compared; these are always those of
+    the baseline's seed, so that the difference of two figures of them holds no noise of samples.
     """
 
     model: str
     fingerprint: str
     against: str | None
     samples: int
+    call_samples: int
     steps: int | None
     guidance: float | None
     seed: int
@@ -31,6 +34,7 @@ class Settings(Strict):
     extractor_sha256: str
     num_features: int
     inception_sha256: str | None
+    lpips_sha256: str | None
     reference: str | None
     reference_sha256: str | None
 
