@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ditpress.memory import release
+
 
 @dataclass
 class Measure:
@@ -23,6 +25,7 @@ class Measure:
 @contextlib.contextmanager
 def measure(into: Measure) -> Iterator[None]:
     """Fill ``into`` when the block ends."""
+    release()  # what the step before has freed is not this one's
     _reset_peak()
     started = time.perf_counter()
     try:

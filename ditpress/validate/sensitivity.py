@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ditpress.errors import InputError
 from ditpress.kernels.linear import QuantizedLinear
 from ditpress.kernels.wrap import branch_modules, input_weight, main_linear, outer_names
+from ditpress.memory import release
 from ditpress.progress import track
 from ditpress.validate.paired import OutputSqnr, RecordedCall, decibel
 from ditpress.validate.report import Details, LayerDetail, TimestepDetail
@@ -127,6 +128,8 @@ def layer_energies(
             pair = (y, layer(args[0]).double() - y)
             signal, noise = (part.square().reshape(len(part), -1).sum(1).cpu() for part in pair)
             before = energies[name].get(timestep)
+            if not energies[name]:
+                release()  # the layer has just packed its weights, between what is freed now
             if before is not None:
                 signal, noise = (_add(*parts) for parts in zip(before, (signal, noise), strict=True))
             energies[name][timestep] = (signal, noise)
