@@ -6,6 +6,6 @@
     python benchmarks/pruning --report             # measures nothing: tables and checks again
 
 Rows are measured as those of ``benchmarks/fidelity`` (``comparison``). Every row is drawn through its ONNX
-file, and one step of it is timed in ONNX Runtime in turn with a step of the original in fp32. All rows train
-on the same budget (``rows.BUDGET``), smaller than the recipes' own: the whole table takes hours, not days.
+file, and one step of it is timed in ONNX Runtime in turn with a step of the original in fp32. Rows that
+are compared train on the same budget (``rows.BUDGET``), recipes on a longer one (``rows.LONG``).
 """

@@ -11,9 +11,9 @@ from comparison.rows import matching
 Kind = Literal["original", "chain", "depth", "width", "part"]
 
 SEEDS = (0, 1, 2)
-# What all rows train on, so that a row takes minutes on one core; the recipes' own budgets are larger. In the
-# same time, output errors alone reach more than with block outputs (13.9 against 13.3 dB after a minute on
-# three blocks of zoo:mnist-dit), and one call a step as much as two.
+# What compared rows train on, so that a row takes minutes on one core. In the same time, output errors alone
+# reach more than with block outputs (13.9 against 13.3 dB after a minute on three blocks of zoo:mnist-dit),
+# and one call a step as much as two.
 BUDGET = {
     "prune-depth": ("prune-depth.learned.training.steps=200",),
     "distill": (
@@ -24,6 +24,14 @@ BUDGET = {
         "distill.training.features=0",
     ),
     "ternary": ("ternary.samples=64", "ternary.training.steps=400", "ternary.training.features=0"),
+}
+# What whole recipes train on: as much as a core does in a quarter of an hour.
+LONG = BUDGET | {
+    "distill": (
+        "distill.samples=1024",
+        "distill.training.steps=5000",
+        *BUDGET["distill"][2:],
+    ),
 }
 CRITERIA = ("learned", "output", "similarity", "random")
 IMPORTANCES = ("taylor", "hessian", "magnitude", "random")
@@ -69,18 +77,22 @@ class Row:
 ORIGINAL = Row("original", "original")
 
 
-def _budget(*stages: str) -> tuple[str, ...]:
-    return tuple(setting for stage in stages for setting in BUDGET[stage])
+def _budget(budget: dict[str, tuple[str, ...]], *stages: str) -> tuple[str, ...]:
+    return tuple(setting for stage in stages for setting in budget[stage])
 
 
+DEPTH_RECIPE = Row(
+    "prune-depth", "chain", recipe="prune-depth", overrides=_budget(LONG, "prune-depth", "distill")
+)
 CHAINS: tuple[Row, ...] = (
-    Row("tiny", "chain", recipe="tiny", overrides=_budget("prune-depth", "distill")),
-    Row("small", "chain", recipe="small", overrides=_budget("distill")),
+    DEPTH_RECIPE,
+    Row("tiny", "chain", recipe="tiny", overrides=_budget(LONG, "prune-depth", "distill")),
+    Row("small", "chain", recipe="small", overrides=_budget(LONG, "distill")),
     Row(
         "tiny-ternary",
         "chain",
         recipe="tiny-ternary",
-        overrides=_budget("prune-depth", "distill", "ternary"),
+        overrides=_budget(LONG, "prune-depth", "distill", "ternary"),
     ),
 )
 
@@ -92,7 +104,7 @@ def _depth(criterion: str, seed: int) -> Row:
         of=f"depth-{criterion}",
         recipe="prune-depth",
         overrides=(
-            *_budget("prune-depth", "distill"),
+            *_budget(BUDGET, "prune-depth", "distill"),
             f"prune-depth.criterion={criterion}",
             f"prune-depth.seed={seed}",
             f"prune-depth.learned.training.seed={seed}",
@@ -114,7 +126,7 @@ def _width(importance: str, seed: int) -> Row:
         of=f"width-{importance}",
         recipe="small",
         overrides=(
-            *_budget("distill"),
+            *_budget(BUDGET, "distill"),
             f"prune-width.importance={importance}",
             f"prune-width.seed={seed}",
         ),

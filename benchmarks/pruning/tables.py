@@ -7,7 +7,7 @@ from comparison.results import Entry
 from comparison.tables import cost, machine, missing_list, number, pairs
 from pruning.bounds import checks, spread
 from pruning.results import Results, over_seeds
-from pruning.rows import BUDGET, ROWS, Kind, Row
+from pruning.rows import BUDGET, LONG, ROWS, Kind, Row
 
 HEAD = (
     "| | parameters | bits | file | FID | to original | KID | recognised | PSNR | output SQNR | speed "
@@ -19,7 +19,7 @@ SEEDS_HEAD = (
     "|---|---|---|---|---|",
 )
 SECTIONS: tuple[tuple[str, tuple[Kind, ...]], ...] = (
-    ("Chains", ("original", "chain")),
+    ("Recipes", ("original", "chain")),
     ("Half of the blocks, distilled", ("depth",)),
     ("Half of the heads and hidden units, distilled", ("width",)),
     ("Without one of its parts, or with another", ("part",)),
@@ -89,13 +89,15 @@ def _left(results: Results) -> list[str]:
 def conditions_line(results: Results) -> str:
     """How the figures were drawn."""
     conditions = results.conditions
-    budget = ", ".join(f"`{setting}`" for settings in BUDGET.values() for setting in settings)
+    budget, long = (
+        ", ".join(f"`{setting}`" for settings in of.values() for setting in settings) for of in (BUDGET, LONG)
+    )
     return (
         f"`{conditions['model']}`, {conditions['samples']} images, no guidance, equal seeds, through ONNX. "
         "In brackets the blocks that stayed. FID and KID (times 1000) to real images. *Bits*: everything "
         "stored, over the parameters of the original. *File*: the ONNX file. *Recognised*: of as many images "
         "with guidance, by a classifier. *Output SQNR*: on calls that no calibration saw. *Speed*: steps of "
         "this model in the time of one of the original in fp32, both in ONNX Runtime, in turn, batch of two. "
-        "*Seconds* and *memory* (peak of the process) of compressing, without drawing. Trained on a smaller "
-        f"budget than the recipes' own: {budget}. {machine(conditions)}"
+        "*Seconds* and *memory* (peak of the process) of compressing, without drawing. Trained with: "
+        f"{budget}; recipes with: {long}. {machine(conditions)}"
     )

@@ -46,8 +46,8 @@ def verdicts(found: Results, text: str) -> list[Any]:
     ("speedup", "share", "holds"), [(1.8, 0.974, [True, True]), (1.79, 0.973, [False, False])]
 )
 def test_half_of_the_blocks(speedup, share, holds):
-    found = results(depth_learned_0=entry(2.0, 15.0, share, speedup))
-    assert verdicts(found, "blocks: learned, seed 0") == holds
+    found = results(prune_depth=entry(2.0, 15.0, share, speedup))
+    assert verdicts(found, "prune-depth: ") == holds
 
 
 @pytest.mark.parametrize(("file", "speedup", "holds"), [(1_000_000, 3.5, True), (1_000_001, 3.49, False)])
