@@ -6,6 +6,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,9 @@ def measure(conditions: dict[str, Any], out: Path, *, fresh: bool = False) -> di
             write_atomic(path, (json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode())
 
     for plant in PLANTS:
-        once(plant.name, lambda plant=plant: planted(plant, run, baseline))  # type: ignore[misc]
+        once(plant.name, partial(planted, plant, run, baseline))
     for text, damage in EVERYWHERE.items():
-        once(text, lambda damage=damage: everywhere(damage, run, baseline))  # type: ignore[misc]
+        once(text, partial(everywhere, damage, run, baseline))
     for seed in SEEDS:
-        once(f"seed {seed}", lambda seed=seed: checked(run, baseline, seed))  # type: ignore[misc]
+        once(f"seed {seed}", partial(checked, run, baseline, seed))
     return results

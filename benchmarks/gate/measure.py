@@ -15,6 +15,7 @@ from ditpress.recipes.judge import Judge, layers_of, sqnr_figure
 from ditpress.recipes.steps import ERROR_CALLS, spread
 from ditpress.validate.gate.baseline import load_baseline
 from ditpress.validate.gate.compare import Verdict, judge
+from ditpress.validate.gate.outputs import to_data
 from ditpress.validate.sensitivity import total_energy
 from gate.plants import Damage, Plant
 
@@ -75,12 +76,5 @@ def holds(plant: Plant, entry: Entry) -> bool:
 
 
 def _data(verdict: Verdict) -> dict[str, Any]:
-    return {
-        "metric": verdict.metric,
-        "entry": verdict.entry,
-        "rule": verdict.rule,
-        "value": verdict.value,
-        "baseline": verdict.baseline,
-        "limit": verdict.limit,
-        "passed": verdict.passed,
-    }
+    (rule,) = to_data([verdict])["rules"]
+    return dict(rule)

@@ -16,6 +16,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from qlinear_cases import Case, make_case
 
+import ditpress.kernels.qlinear  # noqa: F401  (declares torch.ops.ditpress.qlinear)
 from ditpress.kernels import cpu
 from ditpress.kernels.reference import qlinear_reference
 
