@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -119,20 +120,21 @@ def layer_energies(
             difference.norm() / weight.norm().clamp_min(torch.finfo(weight.dtype).tiny)
         )
 
-    energies: dict[str, Energies] = {name: {} for name in layers}
+    # Python floats: small tensors that stay would lie between the large ones that go, and split the heap.
+    sums: dict[str, dict[float, tuple[list[float], list[float]]]] = {name: {} for name in layers}
     timestep = math.nan
 
     def hook_for(name: str, layer: nn.Module):  # type: ignore[no-untyped-def]
         def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             y = output.double()
             pair = (y, layer(args[0]).double() - y)
-            signal, noise = (part.square().reshape(len(part), -1).sum(1).cpu() for part in pair)
-            before = energies[name].get(timestep)
-            if not energies[name]:
+            signal, noise = (part.square().reshape(len(part), -1).sum(1).tolist() for part in pair)
+            before = sums[name].get(timestep)
+            if not sums[name]:
                 release()  # the layer has just packed its weights, between what is freed now
             if before is not None:
                 signal, noise = (_add(*parts) for parts in zip(before, (signal, noise), strict=True))
-            energies[name][timestep] = (signal, noise)
+            sums[name][timestep] = (signal, noise)
 
         return hook
 
@@ -144,12 +146,17 @@ def layer_energies(
     finally:
         for handle in handles:
             handle.remove()
-    return {name: (weight_error[name], energies[name]) for name in layers}
+    return {name: (weight_error[name], _energies(sums[name])) for name in layers}
 
 
-def _add(a: Tensor, b: Tensor) -> Tensor:
+def _energies(sums: Mapping[float, tuple[list[float], list[float]]]) -> Energies:
+    rows = partial(torch.tensor, dtype=torch.float64)
+    return {timestep: (rows(signal), rows(noise)) for timestep, (signal, noise) in sums.items()}
+
+
+def _add(a: list[float], b: list[float]) -> list[float]:
     """Rows of two calls; of one total where the batches differ."""
-    return a + b if len(a) == len(b) else (a.sum() + b.sum())[None]
+    return [x + y for x, y in zip(a, b, strict=True)] if len(a) == len(b) else [sum(a) + sum(b)]
 
 
 def details(
