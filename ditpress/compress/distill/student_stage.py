@@ -76,6 +76,7 @@ class StudentStage(TrajectoryStage):
             self.training,
             groups,
             targets=targets,
+            mix=True,
             blocks=block_pairs(student, teacher, original.anatomy, kept, self.kind),
             feature_error=masked_error if self.feature_loss == "masked" else relative_error,
             autocast=self.bf16,
