@@ -18,7 +18,7 @@ from ditpress.errors import InputError
 from ditpress.progress import track
 
 ROUNDS, WARMUP = 20, 3
-SECONDS, MAX_ROUNDS = 2.0, 500  # work of a few milliseconds is repeated for this long
+SECONDS, FEWEST, MOST = 2.0, 7, 500  # rounds are repeated for this long, but so often at least and at most
 CPUINFO = Path("/proc/cpuinfo")
 # What decides the speed of integer and float kernels, with the names people know them by.
 _FLAGS = {
@@ -82,13 +82,15 @@ def bench(
     threads: int,
     rounds: int | None = None,
     warmup: int = WARMUP,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Any]:
     """The ``speed`` part of the report.
 
     Args:
         functions: "original" and "compressed", each one denoising step on the same inputs.
         threads: how many each of them uses (recorded, not set here).
-        rounds, warmup: as in :func:`measure_paired`; None: at least ``ROUNDS``, more while they are short.
+        rounds, warmup, clock: as in :func:`measure_paired`; rounds None: as many as ``SECONDS`` hold, within
+            ``FEWEST`` and ``MOST``.
 
     Returns:
         ``hardware``, ``threads``, ``original_ms``, ``compressed_ms`` (medians over the rounds) and
@@ -99,10 +101,10 @@ def bench(
             f"bench of {', '.join(functions) or 'nothing'}: expected 'original' and 'compressed'"
         )
     if rounds is None:
-        trial = measure_paired(functions, 1, warmup)
+        trial = measure_paired(functions, 1, warmup, clock)
         once = sum(seconds[0] for seconds in trial.seconds.values())
-        rounds = max(ROUNDS, min(MAX_ROUNDS, math.ceil(SECONDS / once)))
-    timings = measure_paired(functions, rounds, warmup)
+        rounds, warmup = max(FEWEST, min(MOST, math.ceil(SECONDS / once))), 0
+    timings = measure_paired(functions, rounds, warmup, clock)
     original_ms, compressed_ms = timings.median_ms("original"), timings.median_ms("compressed")
     return {
         "hardware": hardware(),

@@ -55,6 +55,15 @@ def test_report_fields():
     assert runs == {"original": 5, "compressed": 5}
 
 
+@pytest.mark.parametrize(("once", "rounds"), [(0.001, 500), (0.125, 16), (4.0, 7)])
+def test_slow_steps_are_repeated_less(once: float, rounds: int):
+    clock = Clock()
+    costs = [once / 2] * 1000
+    functions = {name: clock.task(name, costs) for name in ("original", "compressed")}
+    bench(functions, threads=1, warmup=3, clock=clock)
+    assert len(clock.order) == 2 * (3 + 1 + rounds)
+
+
 def test_bad_input():
     with pytest.raises(InputError, match="expected at least one"):
         measure_paired({})
