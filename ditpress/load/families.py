@@ -182,12 +182,14 @@ _SD3 = Family(
             columns=r".*\.(attn2?\.to_[qkv]|ff\.net\.0\.proj)|proj_out",
             norms=r".*\.(norm1\.norm|norm2)|norm_out\.norm",
             table="pos_embed.pos_embed",
+            part=-1,
         ),
         ResidualTemplate(
             "context_embedder",
             rows=r"context_embedder|.*\.(norm1_context\.linear|attn\.to_add_out|ff_context\.net\.2)",
             columns=r".*\.(attn\.add_[qkv]_proj|ff_context\.net\.0\.proj)",
             norms=r".*\.(norm1_context\.norm|norm2_context)",
+            part=-2,
         ),
     ),
 )

@@ -24,7 +24,8 @@ class ResidualGroup:
     """One stream of ``width`` channels, named by the embedder it starts with, and what is around it.
 
     Channel c is row ``c + k * width`` of every module of ``rows``, k up to as many chunks as it has; column c
-    of every linear of ``columns``; entry c of every norm, and of the last dimension of ``table``.
+    of every linear of ``columns``; entry c of every norm, and of the last dimension of ``table``. ``part`` is
+    the place of the stream among the tensors that a block gives, counted from the last; None: all are of it.
     """
 
     name: str
@@ -32,6 +33,7 @@ class ResidualGroup:
     columns: tuple[str, ...]
     norms: tuple[str, ...]
     table: str | None
+    part: int | None
     width: int
 
     @property
@@ -60,7 +62,7 @@ def residual_group(template: ResidualTemplate, transformer: nn.Module) -> Residu
     (width,) = widths
     if any(rows_of(modules[name]) % width for name in rows):
         return None
-    return ResidualGroup(template.name, rows, columns, norms, template.table, width)
+    return ResidualGroup(template.name, rows, columns, norms, template.table, template.part, width)
 
 
 def rows_of(module: nn.Module) -> int:

@@ -77,7 +77,8 @@ class ResidualTemplate:
     """A ResidualGroup by patterns, for full names; of the modules those that exist.
 
     ``name`` is the embedder that the stream starts with, ``table`` a buffer added to it. ``rows`` are the
-    modules whose outputs have the channels of the stream, side by side as often as they fit.
+    modules whose outputs have the channels of the stream, side by side as often as they fit. ``part`` is the
+    place of the stream among the tensors that a block gives, counted from the last; None: all are of it.
     """
 
     name: str
@@ -85,6 +86,7 @@ class ResidualTemplate:
     columns: str
     norms: str
     table: str | None = None
+    part: int | None = None
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,8 @@ def test_dead_channels_go_first(importance: str) -> None:
     expected = run(masked(model, "dit", [KeptResidual(group, ~dead)]), inputs)
     stage = PruneWidth(residual=0.5, round_to={"residual": 8}, importance=importance)
     assert stage.apply_calls(denoiser_of(model), {}, calls_of(inputs)) == {
-        "pruned": {"pos_embed": {"residual": 8}}
+        "pruned": {"pos_embed": {"residual": 8}},
+        "kept_channels": {"pos_embed": list(range(0, 16, 2))},
     }
     torch.testing.assert_close(run(model, inputs), expected, rtol=0, atol=1e-10)
 

@@ -126,7 +126,8 @@ class PruneWidth(Stage):
         """Rate, cut and fit.
 
         Returns:
-            ``pruned``: the new sizes of every attention, MLP and stream, by name.
+            ``pruned``: the new sizes of every attention, MLP and stream, by name. ``kept_channels``: those
+            of every stream that stayed, by name.
 
         Raises:
             InputError: nothing to cut, a ratio that leaves nothing, quantized layers, weights that are not
@@ -151,7 +152,8 @@ class PruneWidth(Stage):
         sizes = {group.name: group.sizes for group in width_groups(transformer)}
         changed = {group.name: sizes[group.name] for group in groups if sizes[group.name] != group.sizes}
         log.info("prune-width: %d attentions, MLPs and streams are narrower now", len(changed))
-        return {"pruned": changed}
+        channels = {one.group.name: one.channels.nonzero()[:, 0].tolist() for one in streams}
+        return {"pruned": changed} | ({"kept_channels": channels} if channels else {})
 
     def _shares(self) -> list[Share]:
         return [Share(name, getattr(self, name), getattr(self.round_to, name)) for name in SETTINGS]
