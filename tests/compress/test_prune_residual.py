@@ -239,3 +239,4 @@ def test_exported_models_compute_the_same(quantized: bool, tmp_path: Path) -> No
     assert cut_sizes(loaded)["pos_embed"] == {"residual": 24}
     _, parity = export_transformer(loaded, tmp_path / "onnx", [call.kwargs for call in calls_of(inputs)])
     assert parity.holds(1e-5), str(parity)
+    assert (parity.fusion is not None) == quantized
