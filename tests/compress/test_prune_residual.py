@@ -150,10 +150,10 @@ def test_heads_and_units_are_fitted_in_the_narrower_stream(family: str) -> None:
     assert errors[True] < 0.8 * errors[False]
 
 
-def refused(model: nn.Module, inputs: dict[str, Any], **settings: Any) -> str:
+def refused(model: nn.Module, inputs: dict[str, Any], count: int = 3, **settings: Any) -> str:
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(InputError) as caught:
-        PruneWidth(**settings).apply_calls(denoiser_of(model), {}, calls_of(inputs))
+        PruneWidth(**settings).apply_calls(denoiser_of(model), {}, calls_of(inputs, count))
     after = model.state_dict()
     assert state.keys() == after.keys()
     assert all(torch.equal(tensor, after[name]) or tensor.isnan().any() for name, tensor in state.items())
@@ -176,6 +176,13 @@ def test_refusals_name_the_remedy() -> None:
     assert "PixArtTransformer2DModel has nothing for prune-width.residual to cut; set it to 0" in refused(
         pixart, its_inputs, residual=0.5, heads=0.5
     )
+    few: dict[str, Any] = {
+        "residual": 0.5,
+        "heads": 0.5,
+        "round_to": {"residual": 8},
+        "importance": "magnitude",
+    }
+    assert "raise calibration.steps" in refused(model, inputs, count=1, **few)
     model.pos_embed.proj.weight[0, 0, 0, 0] = math.inf
     assert "pos_embed.proj.weight holds NaN or infinite" in refused(
         model, inputs, residual=0.5, round_to={"residual": 8}

@@ -15,10 +15,13 @@ of a unit changes y by ``-Σ_w w ∂y/∂w`` to first order, so
              diagonal of Gauss-Newton for the Hessian.
 
 The sums run over the gates of a unit (:class:`~ditpress.compress.prune.units.Units`) only: with these at
-zero its other weights have no effect, and counting them would count one removal twice.
+zero its other weights have no effect, and counting them would count one removal twice. For a channel of the
+residual stream they are the columns of all that reads it, in every block and the last layer; that mean and
+variance of the norms change with it too is left out.
 
-``magnitude``  the L2 norm of all its weights, rows and columns together (the group magnitude of
-             Torch-Pruning: Fang et al. 2023, "DepGraph"). ``random`` is the baseline of all.
+``magnitude``  the L2 norm of all its weights, rows and columns together, those of modulations too (the
+             group magnitude of Torch-Pruning: Fang et al. 2023, "DepGraph"). ``random`` is the baseline of
+             all.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ from ditpress.compress.prune.reconstruct import DAMPING, reconstruct
 from ditpress.compress.prune.shares import SETTINGS, Share, groups_to_cut, sizes_left
 from ditpress.compress.prune.units import Units, all_units
 from ditpress.compress.quantize.layer import SECOND_MOMENT
-from ditpress.compress.quantize.walk import walk
+from ditpress.compress.quantize.walk import check_timesteps, walk
 from ditpress.compress.stage import Stage, register_stage
 from ditpress.errors import InputError, StageError
 from ditpress.load.residual import ResidualGroup
@@ -144,6 +144,8 @@ class PruneWidth(Stage):
         kept = self._kept(groups, self._scores(transformer, groups, calls))
         streams = [one for one in kept if isinstance(one, KeptResidual)]
         inside = [one for one in kept if not isinstance(one, KeptResidual)]
+        if self.reconstruct and inside:
+            check_timesteps(calls)  # before anything is cut
         cut(transformer, streams)
         if self.reconstruct:
             self._cut_and_fit(denoiser, inside, calls)
