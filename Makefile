@@ -7,7 +7,7 @@ SOURCES := pyproject.toml CMakeLists.txt constraints.txt README.md LICENSE \
            $(shell find ditpress -type f ! -name '*.pyc' ! -name '*.so')
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint browser demo figures bench-speed bench-fidelity bench-pruning bench-gate clean
+.PHONY: help install test lint browser demo bench-large bench-speed bench-fidelity bench-pruning bench-gate clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -35,8 +35,8 @@ test: lint browser  ## lint, types and all tests
 demo: $(VENV)/installed  ## ditpress w4a8 on the bundled model; prints where the report is
 	$(BIN)/ditpress w4a8 -o $(OUT)
 
-figures: $(VENV)/installed  ## the figures of the README and of the model card, measured again
-	$(BIN)/python benchmarks/figures.py --xl
+bench-large: $(VENV)/installed  ## size, time and memory of compressing DiT-XL/2; an hour on one core
+	$(BIN)/python benchmarks/large.py --write
 
 $(VENV)/installed-bench: $(VENV)/installed
 	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt '.[bench]'

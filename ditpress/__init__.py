@@ -11,15 +11,10 @@ from __future__ import annotations
 
 from functools import partial
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-try:
-    __version__ = version("ditpress")
-except PackageNotFoundError:  # run from a source tree that is not installed
-    __version__ = "0.0.0"
-
 from ditpress.callable_package import call_with
+from ditpress.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from ditpress.export.session import onnx_library_path, onnx_session

@@ -31,6 +31,7 @@ class Benchmark:
         checks: the requirements.
         optional: kinds of rows that may fail to be measured, such as other tools.
         noise_sets: sets of seeds of the original.
+        summary: what the README shows between marks of the same name.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Benchmark:
     checks: Callable[[Results], list[Check]]
     optional: frozenset[str] = frozenset()
     noise_sets: int = 5
+    summary: Callable[[Results], list[str]] | None = None
 
     @property
     def page(self) -> Path:
@@ -137,6 +139,8 @@ def _run(benchmark: Benchmark, args: argparse.Namespace, rows: list[Any]) -> int
     if args.write:
         results.save(kept)
         write_between(ROOT / benchmark.page, benchmark.name, lines)
+        if benchmark.summary is not None:
+            write_between(ROOT / "README.md", benchmark.name, benchmark.summary(results))
     return int(failed > 0 or any(check.holds is False for check in checked))
 
 

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from comparison.results import Results, Row, row_key
+from comparison.results import Results, row_key
+from comparison.rows import Row
 from ditpress.errors import DitpressError
 from ditpress.files import sha256_file, write_atomic
 

@@ -6,21 +6,11 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
+
+from comparison.rows import Row
 
 Entry = dict[str, Any]  # what a worker writes
-
-
-class Row(Protocol):
-    """What this package needs of a row."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def kind(self) -> str: ...
-
-    def to_data(self) -> dict[str, Any]: ...
 
 
 class Results:

@@ -23,6 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
             report=tables.report,
             checks=bounds.checks,
             optional=frozenset({"plain", "peer"}),
+            summary=tables.summary,
         ),
         arguments,
     )

@@ -3,52 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
 
-from comparison.rows import matching
+from comparison import rows
 
-Kind = Literal["original", "recipe", "plain", "peer", "ablation"]
-DRAWN_GUIDED: frozenset[Kind] = frozenset({"original", "recipe"})  # rows with a recognised share
+DRAWN_GUIDED: frozenset[str] = frozenset({"original", "recipe"})  # rows with a recognised share
 
 
 @dataclass(frozen=True)
-class Row:
-    """One model of the table.
+class Row(rows.Row):
+    """One model of the table; ``of``: the row that a plain rounding or an ablation belongs to.
 
     Attributes:
-        name: unique, of letters that a folder can have.
-        kind: what it is.
-        of: the row that a plain rounding or an ablation belongs to.
-        recipe: name of the recipe that makes it.
-        overrides: settings of the recipe, as ``--set`` takes them.
-        without: kinds of stages that are left out of the recipe.
         peer: what another tool is asked for, as in ``peers``.
-        label: in the table; "": the name.
         bits: nominal bits of a block weight.
     """
 
-    name: str
-    kind: Kind
-    of: str = ""
-    recipe: str = ""
-    overrides: tuple[str, ...] = ()
-    without: tuple[str, ...] = ()
     peer: str = ""
-    label: str = ""
     bits: float = 0.0
-
-    @property
-    def title(self) -> str:
-        return self.label or self.name
-
-    def to_data(self) -> dict[str, Any]:
-        """Plain data, for a worker and for keys."""
-        return asdict(self)
-
-    @classmethod
-    def from_data(cls, data: dict[str, Any]) -> Row:
-        return cls(**{**data, "overrides": tuple(data["overrides"]), "without": tuple(data["without"])})
 
 
 ORIGINAL = Row("original", "original")
@@ -187,6 +159,6 @@ def select(patterns: Sequence[str]) -> list[Row]:
     Raises:
         ValueError: a pattern that matches no row.
     """
-    wanted = matching([row.name for row in ROWS], patterns)
+    wanted = rows.matching([row.name for row in ROWS], patterns)
     wanted |= {row.of for row in ROWS if row.kind == "plain" and row.name in wanted}
     return [row for row in ROWS if row.name in wanted or row is ORIGINAL]

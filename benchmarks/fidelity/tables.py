@@ -13,6 +13,10 @@ HEAD = (
     "| | bits | file | FID | to original | KID | CLIP | recognised | PSNR | output SQNR | seconds | memory |",
     "|---|---|---|---|---|---|---|---|---|---|---|---|",
 )
+SUMMARY_HEAD = (
+    "| | bits | file | FID | recognised | PSNR | output SQNR |",
+    "|---|---|---|---|---|---|---|",
+)
 ABLATION_HEAD = (
     "| | bits | file | PSNR | output SQNR | seconds | memory |",
     "|---|---|---|---|---|---|---|",
@@ -37,6 +41,16 @@ def line(row: Row, entry: Entry) -> str:
     ]
     pairs_and_cost = [""] * 4 if original else [*pairs(entry), *cost(entry)]
     return f"| {' | '.join([row.title, *_size(entry), *scores, *pairs_and_cost])} |"
+
+
+def summary(results: Results) -> list[str]:
+    """The recipes alone, and in as few figures as a first look needs."""
+    lines = list(SUMMARY_HEAD)
+    for row, entry in results.measured("original", "recipe"):
+        after, paired = entry["fidelity"]["compressed"], [""] * 2 if row.kind == "original" else pairs(entry)
+        scores = [number(after["fid"], "{:.2f}"), number(entry["recognised"], "{:.1%}")]
+        lines.append(f"| {' | '.join([row.title, *_size(entry), *scores, *paired])} |")
+    return [*lines, "", summary_conditions(results)]
 
 
 def ablation_line(row: Row, entry: Entry) -> str:
@@ -77,11 +91,24 @@ def report(results: Results) -> list[str]:
 
 def conditions_line(results: Results) -> str:
     """How the figures were drawn."""
-    conditions = results.conditions
     return (
-        f"`{conditions['model']}`, {conditions['samples']} images, no guidance, equal seeds. FID and KID "
-        "(times 1000) to real images. *Bits*: everything stored, over the parameters of the original. "
-        "*File*: the ONNX file; † no ONNX file, the stored tensors, drawn in PyTorch. *Output SQNR*: on "
-        "calls that no calibration saw. *Seconds* and *memory* (peak of the process) of compressing, without "
-        f"drawing. {machine(conditions)}"
+        f"{_drawn(results)} FID and KID (times 1000) to real images. {_SIZES}; † no ONNX file, the stored "
+        "tensors, drawn in PyTorch. *Output SQNR*: on calls that no calibration saw. *Seconds* and *memory* "
+        f"(peak of the process) of compressing, without drawing. {machine(results.conditions)}"
     )
+
+
+def summary_conditions(results: Results) -> str:
+    """How those of the summary were drawn."""
+    return (
+        f"{_drawn(results)} FID to real images. {_SIZES}. *Recognised*: of as many images with guidance, by "
+        "a classifier. *Output SQNR*: on calls that no calibration saw."
+    )
+
+
+_SIZES = "*Bits*: everything stored, over the parameters of the original. *File*: the ONNX file"
+
+
+def _drawn(results: Results) -> str:
+    conditions = results.conditions
+    return f"`{conditions['model']}`, {conditions['samples']} images, no guidance, equal seeds."

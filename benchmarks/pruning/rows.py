@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
 
-from comparison.rows import matching
-
-Kind = Literal["original", "chain", "depth", "width", "part"]
+from comparison import rows
 
 SEEDS = (0, 1, 2)
 # What compared rows train on, so that a row takes minutes on one core. In the same time, output errors alone
@@ -38,40 +35,14 @@ IMPORTANCES = ("taylor", "hessian", "magnitude", "random")
 
 
 @dataclass(frozen=True)
-class Row:
-    """One model of the table.
+class Row(rows.Row):
+    """One model of the table; ``of``: what it shares with the rows that differ from it by the seed alone.
 
     Attributes:
-        name: unique, of letters that a folder can have.
-        kind: what it is.
-        of: what it has in common with the rows that differ from it by the seed alone.
-        recipe: name of the recipe that makes it.
-        overrides: settings of the recipe, as ``--set`` takes them.
-        without: kinds of stages that are left out of the recipe.
         fine_tune: train on the diffusion loss (``pruning.finetune``) where the recipe distils.
-        label: in the table; "": the name.
     """
 
-    name: str
-    kind: Kind
-    of: str = ""
-    recipe: str = ""
-    overrides: tuple[str, ...] = ()
-    without: tuple[str, ...] = ()
     fine_tune: bool = False
-    label: str = ""
-
-    @property
-    def title(self) -> str:
-        return self.label or self.name
-
-    def to_data(self) -> dict[str, Any]:
-        """Plain data, for a worker and for keys."""
-        return asdict(self)
-
-    @classmethod
-    def from_data(cls, data: dict[str, Any]) -> Row:
-        return cls(**{**data, "overrides": tuple(data["overrides"]), "without": tuple(data["without"])})
 
 
 ORIGINAL = Row("original", "original")
@@ -196,5 +167,5 @@ def select(patterns: Sequence[str]) -> list[Row]:
     Raises:
         ValueError: a pattern that matches no row.
     """
-    wanted = matching([row.name for row in ROWS], patterns)
+    wanted = rows.matching([row.name for row in ROWS], patterns)
     return [row for row in ROWS if row.name in wanted or row is ORIGINAL]

@@ -7,7 +7,7 @@ from comparison.results import Entry
 from comparison.tables import cost, machine, missing_list, number, pairs
 from pruning.bounds import checks, spread
 from pruning.results import Results, over_seeds
-from pruning.rows import BUDGET, LONG, ROWS, Kind, Row
+from pruning.rows import BUDGET, LONG, ROWS, Row
 
 HEAD = (
     "| | parameters | bits | file | FID | to original | KID | recognised | PSNR | output SQNR | speed "
@@ -18,7 +18,7 @@ SEEDS_HEAD = (
     "| | seeds | output SQNR | FID | recognised |",
     "|---|---|---|---|---|",
 )
-SECTIONS: tuple[tuple[str, tuple[Kind, ...]], ...] = (
+SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Recipes", ("original", "chain")),
     ("Half of the blocks, distilled", ("depth",)),
     ("Half of the heads and hidden units, distilled", ("width",)),

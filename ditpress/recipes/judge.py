@@ -19,7 +19,6 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from ditpress import __version__
 from ditpress.calibrate.calls import Call, record_calls
 from ditpress.errors import InputError
 from ditpress.export.session import OnnxTransformer
@@ -41,6 +40,7 @@ from ditpress.validate.scores import Score
 from ditpress.validate.sensitivity import Energies, layer_energies, layer_sqnr, total_energy
 from ditpress.validate.table import Networks
 from ditpress.validate.validation import measure, read_reference
+from ditpress.version import VERSION
 
 CALL_SAMPLES = 8  # images on whose way from noise single steps and layers are compared
 
@@ -270,7 +270,7 @@ def folder_bytes(folder: Path) -> float:
 def versions() -> dict[str, str]:
     """Of the libraries behind the figures."""
     return {
-        "ditpress": __version__,
+        "ditpress": VERSION,
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
         "onnxruntime": onnxruntime.__version__,

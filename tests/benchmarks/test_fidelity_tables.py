@@ -10,7 +10,7 @@ from comparison.checks import fid_noise
 from fidelity.bounds import checks, rivals
 from fidelity.results import Results
 from fidelity.rows import ROWS
-from fidelity.tables import ABLATION_HEAD, HEAD, report
+from fidelity.tables import ABLATION_HEAD, HEAD, SUMMARY_HEAD, report, summary
 
 CONDITIONS = {
     "model": "zoo:mnist-dit",
@@ -119,3 +119,18 @@ def test_the_report():
     heads = {line.count("|") for line in (HEAD[0], ABLATION_HEAD[0])}
     assert {line.count("|") for line in lines if line.startswith("| w4a8 |")} == heads
     assert lines[-1].startswith("`zoo:mnist-dit`, 1000 images, no guidance")
+
+
+def test_the_summary_has_the_recipes_alone():
+    found = results(
+        w4a8=entry(5.5, 10.1, 30.0, 0.94), rtn_w4a8=entry(5.5, 12.0, 20.0), bnb_nf4=entry(5.25, 10.2, 29.0)
+    )
+    lines = summary(found)
+    assert lines[:4] == [
+        *SUMMARY_HEAD,
+        "| original | 16.00 | 2.10 MB | 10.00 | 95.0% |  |  |",
+        "| w4a8 | 5.50 | 2.10 MB | 10.10 | 94.0% | 25.00 dB | 30.00 dB |",
+    ]
+    assert lines[4] == ""
+    assert lines[5].startswith("`zoo:mnist-dit`, 1000 images")
+    assert len(lines) == 6

@@ -80,6 +80,7 @@ class StudentStage(TrajectoryStage):
             self.training,
             groups,
             targets=targets,
+            mix=True,
             blocks=block_pairs(student, teacher, original.anatomy, kept, self.kind),
             of_teacher=kept_parts(teacher, channels),
             feature_error=masked_error if self.feature_loss == "masked" else relative_error,

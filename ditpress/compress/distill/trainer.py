@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from ditpress.calibrate.calibration import moved
 from ditpress.calibrate.calls import Call
 from ditpress.compress.distill.batches import stratified
-from ditpress.compress.distill.losses import Features, output_energy, relative_error
+from ditpress.compress.distill.examples import Mixed, Whole
+from ditpress.compress.distill.losses import Features, relative_error
 from ditpress.compress.distill.optimizer import OptimizerName, make_optimizer
 from ditpress.compress.distill.resume import SavedTraining
 from ditpress.errors import InputError, StageError
@@ -61,6 +62,7 @@ def distill(
     groups: Sequence[dict[str, Any]],
     *,
     targets: Sequence[Tensor] | None = None,
+    mix: bool = False,
     blocks: Sequence[tuple[str, str]] = (),
     feature_error: Callable[[Tensor, Tensor], Tensor] = relative_error,
     of_teacher: Callable[[list[Tensor]], list[Tensor]] = list,
@@ -72,7 +74,7 @@ def distill(
 ) -> list[float]:
     """Train ``student`` in place; returns the loss of every step.
 
-    loss = mean over the calls of  MSE(output) / energy of the teacher's outputs at that timestep
+    loss = mean over rows of  MSE(output) / energy of the teacher's outputs at that timestep
            + features * mean over blocks of  feature_error(block output, the teacher's)
 
     The teacher's outputs are computed once for all calls, its block outputs in every step that needs them.
@@ -87,6 +89,7 @@ def distill(
         groups: parameter groups of AdamW; their "rate" (1 where missing) multiplies the learning rate.
             Whether a parameter of them takes gradients is set here, and unset at the end.
         targets: the teacher's output of every call, where it is known; else it is computed.
+        mix: see rows of many timesteps together, in batches as large as the calls; else calls as they are.
         blocks: names of modules whose outputs are compared, (in the student, in the teacher); needed with
             ``training.features``.
         feature_error: of the student's and the teacher's output of a block, a scalar.
@@ -118,8 +121,8 @@ def distill(
     device = parameters[0].device
     if targets is None:
         targets = teacher_outputs(teacher, calls, device)
-    timesteps = [call.timestep for call in calls]
-    energy = output_energy(timesteps, targets)
+    generator = torch.Generator().manual_seed(training.seed)
+    examples = Mixed(calls, targets, generator) if mix else Whole(calls, targets)
     peaks = [training.learning_rate * group.get("rate", 1.0) for group in groups]
     optimizer = make_optimizer(
         training.optimizer,
@@ -130,7 +133,7 @@ def distill(
         training.weight_decay,
     )
     average = None if training.ema is None else [p.detach().clone() for p in parameters]
-    batches = stratified(timesteps, training.calls, torch.Generator().manual_seed(training.seed))
+    batches = stratified(examples.timesteps, training.calls, generator)
     watched = _Blocks(student, teacher, blocks if training.features else (), feature_error, of_teacher)
     history = [] if saved is None else saved.load(parameters, optimizer, average)
     done = len(history)
@@ -153,10 +156,10 @@ def distill(
                 saved.mark()
             loss = 0.0
             for index in batch[processes.rank :: processes.size]:
-                kwargs = moved(calls[index].kwargs, device)
+                example = examples[index]
+                kwargs = moved(example.kwargs, device)
                 with half:
-                    output = first(student(**kwargs)).float()
-                    error = (output - targets[index].to(device)).square().mean() / energy[timesteps[index]]
+                    error = example.error(first(student(**kwargs)).float())
                     if training.features:
                         error = error + training.features * watched.error(kwargs)
                 (error / len(batch)).backward()
