@@ -16,15 +16,8 @@ from torch import nn
 from ditpress.errors import InputError
 from ditpress.kernels.linear import QuantizedLinear
 from ditpress.kernels.wrap import NormedLinear, TransformedLinear, branch_modules, layers_of
-from ditpress.load.families import (
-    FAMILIES,
-    LINEAR_OWNERS,
-    BlockList,
-    Family,
-    Role,
-    SmoothTemplate,
-    ValueTemplate,
-)
+from ditpress.load.families import FAMILIES, LINEAR_OWNERS
+from ditpress.load.templates import BlockList, Family, Role, SmoothTemplate, ValueTemplate
 
 __all__ = ["Anatomy", "Role", "SmoothGroup", "ValueGroup", "anatomy_of", "plain_name", "tie_shared"]
 

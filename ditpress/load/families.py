@@ -1,110 +1,20 @@
 """The DiT families as data: which name plays which role, and what can absorb a smoothing factor.
 
-Names are those of diffusers. A pattern is a regular expression for the whole name; the first that fits wins.
-A smooth template holds for every block of ``blocks``; it is used where all the modules it names exist.
+What a table is made of stands in ``templates.py``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Literal
-
-
-class Role(StrEnum):
-    """What a linear does in the model."""
-
-    QKV = "qkv"
-    ATTENTION_OUT = "attention_out"
-    MLP_IN = "mlp_in"
-    MLP_OUT = "mlp_out"
-    MODULATION = "modulation"
-    EMBEDDER = "embedder"
-    FINAL = "final"
-    OTHER = "other"
-
-
-@dataclass(frozen=True)
-class SmoothTemplate:
-    """A SmoothGroup with names relative to its block."""
-
-    linears: tuple[str, ...]
-    absorb: Literal["modulation", "rows"]
-    source: str
-    shift_chunk: int | None = None
-    scale_chunk: int | None = None
-    chunks: int = 1
-
-
-@dataclass(frozen=True)
-class ValueTemplate:
-    """A ValueGroup with names relative to its block; of ``sources`` and ``linears`` those that exist."""
-
-    attention: str  # the attention module, which knows its heads
-    sources: tuple[str, ...]
-    linears: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class HeadTemplate:
-    """A HeadGroup with names relative to its block; of the linears those that exist.
-
-    ``readers`` read the heads side by side from their first column on.
-    """
-
-    attention: str
-    queries: tuple[str, ...]
-    keys: tuple[str, ...]
-    values: tuple[str, ...]
-    readers: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class HiddenTemplate:
-    """A HiddenGroup with names relative to its block; ``mlp`` is empty where the block itself is the MLP.
-
-    ``after`` is the attention whose channels the reader has in front of the hidden units.
-    """
-
-    mlp: str
-    producer: str
-    reader: str
-    after: str | None = None
-
-
-@dataclass(frozen=True)
-class BlockList:
-    """A list of blocks that run one after the other, and what in the model depends on which are there.
-
-    Attributes:
-        name: attribute of the transformer.
-        count: field of its config that says how many they are.
-        indices: fields of its config that name some of them by index.
-        last_stays: the last block is built unlike the others: no other can stand in its place.
-        first_lends: submodule of the first block that the transformer itself calls too.
-    """
-
-    name: str
-    count: str = "num_layers"
-    indices: tuple[str, ...] = ()
-    last_stays: bool = False
-    first_lends: str | None = None
-
-
-@dataclass(frozen=True)
-class Family:
-    """One family: the diffusers classes that belong to it and the tables about them."""
-
-    name: str
-    classes: tuple[str, ...]
-    roles: tuple[tuple[str, Role], ...]
-    blocks: tuple[BlockList, ...]  # in the order they run
-    smooth: tuple[tuple[str, tuple[SmoothTemplate, ...]], ...] = ()  # (block list, templates)
-    shared: tuple[str, ...] = ()  # submodules that hold the same tensors in every block
-    values: tuple[ValueTemplate, ...] = ()  # in the blocks of every list of ``smooth``
-    readers: tuple[tuple[str, ...], ...] = ()  # linears of a block that read one tensor
-    heads: tuple[HeadTemplate, ...] = ()  # attention whose heads can be cut, in every list of ``smooth``
-    hidden: tuple[HiddenTemplate, ...] = ()  # MLPs whose hidden units can be cut, likewise
+from ditpress.load.templates import (
+    BlockList,
+    Family,
+    HeadTemplate,
+    HiddenTemplate,
+    ResidualTemplate,
+    Role,
+    SmoothTemplate,
+    ValueTemplate,
+)
 
 
 def _modulated(linears: tuple[str, ...], source: str, shift: int, scale: int, chunks: int) -> SmoothTemplate:
@@ -178,9 +88,21 @@ _DIT = Family(
     readers=_qkv("attn1"),
     heads=(_heads("attn1"),),
     hidden=(_hidden("ff"),),
+    # The embedding of timestep and label keeps its width: only what it modulates is in the stream.
+    residual=(
+        ResidualTemplate(
+            "pos_embed",
+            rows=r"pos_embed\.proj|.*\.(norm1\.linear|attn1\.to_out\.0|ff\.net\.2)|proj_out_1",
+            columns=r".*\.(attn1\.to_[qkv]|ff\.net\.0\.proj)|proj_out_2",
+            norms=r".*\.(norm1\.norm|norm3)|norm_out",
+            table="pos_embed.pos_embed",
+        ),
+    ),
 )
 
 # PixArt's modulation is one linear for all blocks plus a table per block: no block can fold into it alone.
+# Its last layer adds the embedding of the timestep to a table of the stream's width, and its captions are
+# reshaped to that width: the stream cannot be cut alone.
 _PIXART = Family(
     name="pixart",
     classes=("PixArtTransformer2DModel",),
@@ -253,6 +175,23 @@ _SD3 = Family(
     readers=(*_qkv("attn", "attn2"), *_qkv("attn", names="add_q_proj add_k_proj add_v_proj")),
     heads=(_heads("attn", joint=True), _heads("attn2")),
     hidden=(_hidden("ff"), _hidden("ff_context")),
+    residual=(
+        ResidualTemplate(
+            "pos_embed",
+            rows=r"pos_embed\.proj|.*\.(norm1\.linear|attn2?\.to_out\.0|ff\.net\.2)|norm_out\.linear",
+            columns=r".*\.(attn2?\.to_[qkv]|ff\.net\.0\.proj)|proj_out",
+            norms=r".*\.(norm1\.norm|norm2)|norm_out\.norm",
+            table="pos_embed.pos_embed",
+            part=-1,
+        ),
+        ResidualTemplate(
+            "context_embedder",
+            rows=r"context_embedder|.*\.(norm1_context\.linear|attn\.to_add_out|ff_context\.net\.2)",
+            columns=r".*\.(attn\.add_[qkv]_proj|ff_context\.net\.0\.proj)",
+            norms=r".*\.(norm1_context\.norm|norm2_context)",
+            part=-2,
+        ),
+    ),
 )
 
 _FLUX = Family(
@@ -295,6 +234,16 @@ _FLUX = Family(
     # Double blocks have to_out, single ones proj_out, which reads the heads and then the hidden units.
     heads=(_heads("attn", joint=True), _heads("attn", readers=("proj_out",))),
     hidden=(_hidden("ff"), _hidden("ff_context"), HiddenTemplate("", "proj_mlp", "proj_out", after="attn")),
+    # Image and text are one sequence in the single blocks: one stream.
+    residual=(
+        ResidualTemplate(
+            "x_embedder",
+            rows=r"(x|context)_embedder|norm_out\.linear"
+            r"|.*\.(norm1?(_context)?\.linear|attn\.to_(out\.0|add_out)|ff(_context)?\.net\.2|proj_out)",
+            columns=r".*\.(attn\.(to_[qkv]|add_[qkv]_proj)|ff(_context)?\.net\.0\.proj|proj_mlp)|proj_out",
+            norms=r".*\.(norm1?(_context)?\.norm|norm2(_context)?)|norm_out\.norm",
+        ),
+    ),
 )
 
 FAMILIES: tuple[Family, ...] = (_DIT, _PIXART, _SD3, _FLUX)

@@ -3,12 +3,12 @@
 config.json of a compressed transformer holds::
 
     "quantization_config": {"quant_method": "ditpress", "schema": 3,
-        "pruned": {name: {"heads": 3, "head_dim": 32}, name: {"hidden": 384}, ...},
+        "pruned": {name: {"heads": 3, "head_dim": 32}, name: {"hidden": 384}, name: {"residual": 320}, ...},
         "wrappers": {name: {"kind": "low-rank", "rank": 32}, ...},
         "layers": {name: {"format": "int4", "group_size": 64, "activation": "int8"}, ...},
         "shared": [[name, name, ...], ...]}
 
-``pruned`` are the attentions and MLPs that are narrower than the rest of config.json says
+``pruned`` are the attentions, MLPs and residual streams that are narrower than the rest of config.json says
 (:mod:`ditpress.load.widths`); without any it is left out, and the schema is 2. ``wrappers`` are the linears
 with something around them (:mod:`ditpress.kernels.wrap`), the outermost under the name of the linear, one
 inside another under that name and ``.linear``. ``layers`` are the linears stored as ``QuantizedLinear``,

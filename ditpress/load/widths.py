@@ -1,11 +1,14 @@
-"""Widths inside the blocks that can be cut: the heads of an attention, the hidden units of an MLP.
+"""Widths that can be cut: the heads of an attention, the hidden units of an MLP, the residual stream.
 
 What belongs together stands in the tables of ``families.py``. A head: its rows of q, k and v and its columns
 of the linears that read the mix. A hidden unit: its row (with GEGLU one row in each half) of the first linear
-and its column of the second. The diffusers classes have no config entry for either, so a model that was cut
-is described by the sizes that differ from those its config gives, by the name of the attention or MLP::
+and its column of the second. A channel of the stream: see :mod:`ditpress.load.residual`. The diffusers
+classes have no config entry of their own for any of these, so a model that was cut is described by the sizes
+that differ from those its config gives, by the name of the attention, the MLP, or the embedder that the
+stream starts with::
 
-    {"transformer_blocks.0.attn1": {"heads": 3, "head_dim": 32}, "transformer_blocks.0.ff": {"hidden": 384}}
+    {"pos_embed": {"residual": 320}, "transformer_blocks.0.attn1": {"heads": 3, "head_dim": 32},
+     "transformer_blocks.0.ff": {"hidden": 384}}
 """
 
 from __future__ import annotations
@@ -20,7 +23,9 @@ from torch import Tensor, nn
 
 from ditpress.errors import InputError
 from ditpress.kernels.wrap import main_linear
-from ditpress.load.families import FAMILIES, Family, HeadTemplate, HiddenTemplate
+from ditpress.load.families import FAMILIES
+from ditpress.load.residual import ResidualGroup, note_residual, residual_group, rows_of
+from ditpress.load.templates import Family, HeadTemplate, HiddenTemplate
 from ditpress.load.weights import quiet_diffusers
 
 Sizes = dict[str, dict[str, int]]
@@ -65,6 +70,10 @@ class HiddenGroup:
     start: int
 
     @property
+    def readers(self) -> tuple[str, ...]:
+        return (self.reader,)
+
+    @property
     def sizes(self) -> dict[str, int]:
         return {"hidden": self.hidden}
 
@@ -73,15 +82,19 @@ class HiddenGroup:
         return (self.producer, self.reader)
 
 
-Group = HeadGroup | HiddenGroup
+Group = HeadGroup | HiddenGroup | ResidualGroup
 
 
 def width_groups(transformer: nn.Module) -> list[Group]:
-    """Every attention and MLP of a known family whose width can be cut, block by block; none of others."""
+    """All of a known family whose width can be cut: streams, then attentions and MLPs block by block.
+
+    Of an unknown family none.
+    """
     table = _table(transformer)
     if table is None:
         return []
-    groups: list[Group] = []
+    streams = [residual_group(template, transformer) for template in table.residual]
+    groups: list[Group] = [group for group in streams if group is not None]
     for block_list in dict.fromkeys(name for name, _ in table.smooth):
         for index, block in enumerate(getattr(transformer, block_list, ())):
             prefix = f"{block_list}.{index}"
@@ -116,7 +129,7 @@ def resize(transformer: nn.Module, sizes: Mapping[str, Any]) -> None:
     for name, entry in sizes.items():
         if name not in groups:
             raise InputError(
-                f"config.json: pruned names {name!r}, which is no attention or MLP of "
+                f"config.json: pruned names {name!r}, which is no attention, MLP or stream of "
                 f"{type(transformer).__name__}; it belongs to another model"
             )
         _check(name, entry, groups[name].sizes)
@@ -126,6 +139,15 @@ def resize(transformer: nn.Module, sizes: Mapping[str, Any]) -> None:
             _narrow(transformer, group.producer, rows=group.chunks * (entry["hidden"] - group.hidden))
             _narrow(transformer, group.reader, columns=entry["hidden"] - group.hidden)
             note_hidden(transformer, group, entry["hidden"])
+            continue
+        if isinstance(group, ResidualGroup):
+            left = entry["residual"]
+            for linear in group.rows:
+                chunks = rows_of(transformer.get_submodule(linear)) // group.width
+                _narrow(transformer, linear, rows=chunks * (left - group.width))
+            for linear in group.columns:
+                _narrow(transformer, linear, columns=left - group.width)
+            note_residual(transformer, group, left, slice(left))
             continue
         change = entry["heads"] * entry["head_dim"] - group.heads * group.head_dim
         for linear in (*group.queries, *group.keys, *group.values):
@@ -172,21 +194,24 @@ def _check(name: str, entry: Any, full: Mapping[str, int]) -> None:
 
 
 def _narrow(transformer: nn.Module, name: str, rows: int = 0, columns: int = 0) -> None:
-    linear = transformer.get_submodule(name)
-    if not isinstance(linear, nn.Linear):
+    module = transformer.get_submodule(name)
+    if not isinstance(module, nn.Linear | nn.Conv2d):
         raise InputError(
-            f"{name} is a {type(linear).__name__}, expected a plain linear; prune before anything else"
+            f"{name} is a {type(module).__name__}, expected a plain linear; prune before anything else"
         )
-    height, width = linear.out_features + rows, linear.in_features + columns
-    bias = None if linear.bias is None else linear.bias.detach()[:height]
-    put_weight(linear, linear.weight.detach()[:height, :width], bias)
+    height, width = module.weight.shape[0] + rows, module.weight.shape[1] + columns
+    bias = None if module.bias is None else module.bias.detach()[:height]
+    put_weight(module, module.weight.detach()[:height, :width], bias)
 
 
-def put_weight(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
-    """Give ``linear`` other numbers, of another shape."""
-    linear.weight = nn.Parameter(weight, requires_grad=False)
-    linear.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
-    linear.out_features, linear.in_features = weight.shape
+def put_weight(module: nn.Linear | nn.Conv2d, weight: Tensor, bias: Tensor | None) -> None:
+    """Give a linear, or the convolution of an embedder, other numbers, of another shape."""
+    module.weight = nn.Parameter(weight, requires_grad=False)
+    module.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
+    if isinstance(module, nn.Conv2d):
+        module.out_channels, module.in_channels = weight.shape[:2]
+    else:
+        module.out_features, module.in_features = weight.shape
 
 
 def _table(transformer: nn.Module) -> Family | None:

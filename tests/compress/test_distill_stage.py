@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,19 +15,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 from safetensors.torch import load_file
-from tiny_dit import CLASSES, tiny_flux, tiny_pipeline
+from tiny_dit import CLASSES, tiny_flux, tiny_pipeline, tiny_sd3
 from torch import nn
 
 from ditpress.calibrate.calls import record_calls
 from ditpress.calibrate.data import load_data, noised_calls
-from ditpress.compress import Distill, PruneDepth, check_order, parse_stage
+from ditpress.compress import Distill, PruneDepth, PruneWidth, check_order, parse_stage
 from ditpress.compress.distill import trainer
-from ditpress.compress.distill.losses import masked_error, relative_error, typical
+from ditpress.compress.distill.losses import Features, masked_error, relative_error, typical
 from ditpress.compress.distill.optimizer import make_optimizer
 from ditpress.compress.distill.resume import FILE, SavedTraining
 from ditpress.compress.distill.stage import trained
-from ditpress.compress.distill.student_stage import block_pairs
+from ditpress.compress.distill.student_stage import block_pairs, kept_parts
 from ditpress.compress.stage import RunContext, complete
 from ditpress.errors import InputError, StageError
 from ditpress.load import Denoiser, Role, anatomy_of, load_denoiser
@@ -96,6 +99,46 @@ def test_blocks_are_compared_where_the_next_kept_one_begins() -> None:
     pairs = block_pairs(small, flux, anatomy_of(flux), {"single_transformer_blocks": [1]})
     assert pairs[-1] == ("single_transformer_blocks.0", "single_transformer_blocks.1")
     assert pairs[:2] == [(f"{blocks}.{i}", f"{blocks}.{i}") for i in range(2)]
+
+
+@pytest.mark.parametrize("family", [tiny_sd3, tiny_flux])
+def test_blocks_are_compared_in_the_channels_that_stayed(family: Callable[[], Any]) -> None:
+    """Text and image have other numbers of tokens, and in SD3 other channels each."""
+    teacher, inputs = family()
+    kept = {"pos_embed": [1, 4, 6], "context_embedder": [0, 2, 3, 15], "x_embedder": [3, 5]}
+    by_tokens = {
+        SD3Transformer2DModel: {16: "pos_embed", 5: "context_embedder"},
+        FluxTransformer2DModel: {9: "x_embedder", 5: "x_embedder"},
+    }[type(teacher)]
+    blocks = [
+        f"{block_list}.{index}"
+        for block_list in anatomy_of(teacher).block_lists(teacher)
+        for index in range(len(getattr(teacher, block_list)))
+    ]
+    features = Features(teacher, blocks)
+    with torch.no_grad():
+        teacher(**inputs)
+    given = features.take()
+    assert len(given[0]) == 2
+    assert len(given[-1]) == (1 if family is tiny_sd3 else 2)  # its last block gives no text
+    for parts in given:
+        for whole, part in zip(parts, kept_parts(teacher, kept)(parts), strict=True):
+            assert torch.equal(part, whole[..., kept[by_tokens[whole.shape[1]]]])
+        assert all(a is b for a, b in zip(kept_parts(teacher, {})(parts), parts, strict=True))
+
+
+def test_a_narrower_stream_learns_from_its_own_channels() -> None:
+    original = denoiser()
+    calls = record_calls(original, samples=6, steps=4, guidance=2.0, seed=77)
+    model = denoiser()
+    prune = PruneWidth(residual=0.25, round_to={"residual": 4})
+    facts = prune.apply_calls(model, {}, calls)
+    context = RunContext(original=denoiser, facts=[json.loads(json.dumps(facts))])
+    before = output_sqnr(original.transformer, model.transformer, calls).total_db
+    stage().apply_in_run(model, {}, context)
+    assert output_sqnr(original.transformer, model.transformer, calls).total_db > before + 3
+    with pytest.raises(InputError, match=r"cannot be compared, set training\.features to 0"):
+        stage().apply_in_run(model, {}, RunContext(original=denoiser, facts=[{}]))
 
 
 @pytest.mark.parametrize("fields", [{}, {"feature_loss": "normalized"}])

@@ -72,9 +72,12 @@ def test_hessian_is_the_diagonal_of_gauss_newton(monkeypatch: pytest.MonkeyPatch
     block = "transformer_blocks.1"
     reader, out = f"{block}.ff.net.2.weight", f"{block}.attn1.to_out.0.weight"
     query, bias = f"{block}.attn1.to_q.weight", f"{block}.attn1.to_q.bias"
+    inner = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "ff.net.0.proj")
+    read = [f"transformer_blocks.{i}.{name}.weight" for i in range(2) for name in inner]
+    read.append("proj_out_2.weight")
     expected: dict[str, Tensor] = {}
     for call in calls:
-        rows = jacobian(model, [reader, out, query, bias], call)
+        rows = jacobian(model, list({reader, out, query, bias, *read}), call)
         per_weight = {
             name: (rows[name] * model.get_parameter(name).detach()).square().sum(0) / len(calls)
             for name in rows
@@ -84,10 +87,11 @@ def test_hessian_is_the_diagonal_of_gauss_newton(monkeypatch: pytest.MonkeyPatch
             ("values", per_weight[out].sum(0)),
             ("heads", per_weight[out].sum(0).view(2, 8).sum(1)),
             ("queries", per_weight[query].sum(1) + per_weight[bias]),
+            ("residual", torch.cat([per_weight[name] for name in read]).sum(0)),
         ):
             expected[kind] = expected.get(kind, torch.zeros_like(value)) + value
     for kind, value in expected.items():
-        name = f"{block}.ff" if kind == "hidden" else f"{block}.attn1"
+        name = {"hidden": f"{block}.ff", "residual": "pos_embed"}.get(kind, f"{block}.attn1")
         torch.testing.assert_close(found[name, kind], value, rtol=1e-9, atol=0)
     assert all(not parameter.requires_grad for parameter in model.parameters())
     assert not model.gradient_checkpointing
@@ -120,7 +124,7 @@ def test_taylor_is_the_change_of_the_output() -> None:
                 total += float(((outputs[0] - outputs[1]) / (2 * share)).square().sum()) / len(calls)
             assert float(score[unit]) == pytest.approx(total, rel=1e-5)
             checked.add(one.kind)
-    assert checked == {"heads", "queries", "values", "hidden"}
+    assert checked == {"heads", "queries", "values", "hidden", "residual"}
 
 
 def test_signs() -> None:
@@ -176,6 +180,15 @@ def test_magnitude_counts_every_weight_of_the_unit() -> None:
         )
     unit = torch.cat([rows["up"][7], down[:, 7]])
     assert float(found[f"{name}.ff", "hidden"][7]) == pytest.approx(float(unit.norm()), rel=1e-12)
+    parts = [model.pos_embed.proj.weight[5], model.pos_embed.proj.bias[5]]
+    parts += [model.proj_out_1.weight[5::16], model.proj_out_1.bias[5::16], model.proj_out_2.weight[:, 5]]
+    for block in model.transformer_blocks:
+        written = (block.norm1.linear, block.attn1.to_out[0], block.ff.net[2])
+        read = (block.attn1.to_q, block.attn1.to_k, block.attn1.to_v, block.ff.net[0].proj)
+        parts += [part[5::16] for linear in written for part in (linear.weight, linear.bias)]
+        parts += [linear.weight[:, 5] for linear in read]
+    channel = torch.cat([part.flatten() for part in parts])
+    assert float(found["pos_embed", "residual"][5]) == pytest.approx(float(channel.norm()), rel=1e-12)
 
 
 def test_gradients_that_are_not_finite_are_named() -> None:

@@ -10,78 +10,23 @@ import numpy as np
 import pytest
 import torch
 from family_cases import FAMILIES, calls_of, make
-from prune_cases import ATTENTION, HIDDEN, denoiser_of, doubled, run
-from torch import Tensor, nn
+from prune_cases import ATTENTION, HIDDEN, RESIDUAL, denoiser_of, doubled, masked, random_kept, run
+from torch import nn
 
 from ditpress.compress import PruneWidth, check_order, parse_stage
 from ditpress.compress.prune.groups import Kept, KeptHeads, KeptHidden, cut, masks_of
 from ditpress.compress.prune.reconstruct import reconstruct
 from ditpress.errors import InputError, StageError
-from ditpress.load.widths import HeadGroup, HiddenGroup, width_groups
+from ditpress.load.widths import HeadGroup, HiddenGroup, cut_sizes, width_groups
 from ditpress.recipes.skeleton import planned, skeleton
 from ditpress.validate.size import size_of
-
-
-def half(count: int, generator: torch.Generator) -> Tensor:
-    """A random half of ``count``, as a mask."""
-    mask = torch.zeros(count, dtype=torch.bool)
-    mask[torch.randperm(count, generator=generator)[: count // 2]] = True
-    return mask
-
-
-def random_kept(model: nn.Module, channels: bool = False) -> list[Kept]:
-    generator = torch.Generator().manual_seed(3)
-    kept: list[Kept] = []
-    for group in width_groups(model):
-        if isinstance(group, HiddenGroup):
-            kept.append(KeptHidden(group, half(group.hidden, generator)))
-            continue
-        heads = half(group.heads, generator)
-        shape = (group.heads, group.head_dim)
-        parts = [
-            torch.stack([half(group.head_dim, generator) for _ in range(group.heads)])
-            if channels
-            else torch.ones(shape, dtype=torch.bool)
-            for _ in range(2)
-        ]
-        queries, values = (part & heads[:, None] for part in parts)
-        kept.append(KeptHeads(group, queries, values))
-    return kept
-
-
-def zero_inputs(model: nn.Module, name: str, start: int, keep: Tensor) -> None:
-    """What the linear reads from column ``start`` on is zero where ``keep`` is false."""
-
-    def hook(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        x = args[0].clone()
-        x[..., start : start + len(keep)] *= keep
-        return (x,)
-
-    model.get_submodule(name).register_forward_pre_hook(hook)
-
-
-def masked(model: nn.Module, family: str, kept: list[Kept]) -> nn.Module:
-    """The uncut model with all that goes at zero, by hooks, by the names of the test's own table."""
-    result = copy.deepcopy(model)
-    for one in kept:
-        if isinstance(one, KeptHidden):
-            name, start = HIDDEN[family][one.group.name]
-            zero_inputs(result, name, start, one.units)
-            continue
-        for name in ATTENTION[family][one.group.name]:
-            zero_inputs(result, name, 0, one.values.flatten())
-        for name in ("to_q", "add_q_proj"):
-            projection = getattr(result.get_submodule(one.group.name), name, None)
-            if projection is not None and not bool(one.queries.all()):
-                projection.register_forward_hook(lambda _, args, y, one=one: y * one.queries.flatten())
-    return result
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_cut_model_is_the_masked_one(family: str) -> None:
     model, inputs = doubled(*make(family))
     kept = random_kept(model)
-    assert {one.group.name for one in kept} == {*ATTENTION[family], *HIDDEN[family]}
+    assert {one.group.name for one in kept} == {*ATTENTION[family], *HIDDEN[family], *RESIDUAL[family]}
     expected = run(masked(model, family, kept), inputs)
     changed = copy.deepcopy(model)
     cut(changed, kept)
@@ -129,7 +74,7 @@ def test_rows_and_columns_are_those_of_the_dependency_graph() -> None:
             units[[3, 5, group.hidden - 1]] = False
             kept.append(KeptHidden(group, units))
             gone[group.producer] = [3, 5, group.hidden - 1]
-        else:
+        elif isinstance(group, HeadGroup):
             channels = torch.ones(group.heads, group.head_dim, dtype=torch.bool)
             channels[1] = False
             kept.append(KeptHeads(group, channels, channels))
@@ -202,7 +147,8 @@ def test_fitted_models_are_closer(family: str) -> None:
         stage = PruneWidth(mlp=0.5, heads=0.5, round_to={"mlp": 8}, reconstruct=fit, importance="magnitude")
         facts = stage.apply_calls(denoiser_of(changed), {}, calls_of(inputs))
         errors[fit] = float((run(changed, inputs) - before).norm() / before.norm())
-        assert facts["pruned"] == {group.name: group.sizes for group in width_groups(changed)}
+        assert facts["pruned"] == cut_sizes(changed)
+        assert set(facts["pruned"]) == {*ATTENTION[family], *HIDDEN[family]}
     assert errors[True] < 0.6 * errors[False]
     assert all(not parameter.requires_grad for parameter in model.parameters())
 
@@ -214,12 +160,12 @@ def test_planned_is_applied(family: str, bits: int) -> None:
     model, inputs = make(family)
     for parameter in model.parameters() if bits == 16 else ():
         parameter.copy_(parameter.half().float())
-    head_dim = 0.5 if family in ("dit", "pixart") else 0.0
     stage = PruneWidth(
         mlp=0.5,
         heads=0.5,
-        head_dim=head_dim,
-        round_to={"mlp": 8, "head_dim": 2},
+        head_dim=0.5 if family in ("dit", "pixart") else 0.0,
+        residual=0.0 if family == "pixart" else 0.5,
+        round_to={"mlp": 8, "head_dim": 2, "residual": 8},
         importance="random",
     )
     before = skeleton(model)

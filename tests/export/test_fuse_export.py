@@ -20,6 +20,7 @@ from ditpress.export.onnx import build_model, export_transformer
 from ditpress.export.openloop import rounding_nodes
 from ditpress.export.parity import cases, compare
 from ditpress.export.session import onnx_session
+from ditpress.load.widths import resize
 
 LAYERS = 3
 
@@ -126,6 +127,17 @@ def test_family_is_fused(family, expected, library, tmp_path, monkeypatch):
     assert fired == expected
     assert counts(nodes_of(path)) | {"norm": expected["norm"]} == expected
     assert parity.fusion <= 1e-6
+    assert parity.psnr >= 30
+
+
+def test_a_stream_narrower_than_attention_is_fused_as_any(tmp_path):
+    model = make_dit(1)
+    resize(model, {"pos_embed": {"residual": 32}})
+    path, parity = export_transformer(
+        quantize(model, "int8", None, "int8"), tmp_path / "transformer", make_calls()
+    )
+    assert counts(nodes_of(path)) == {"norm": 2, "gelu": 1, "gate": 2, "merge": 1, "attention": 1}
+    assert parity.fusion <= 1e-5
     assert parity.psnr >= 30
 
 

@@ -25,6 +25,7 @@ from ditpress.kernels.transforms import ChannelScale
 from ditpress.kernels.wrap import LowRankLinear, TransformedLinear
 from ditpress.load import Role, anatomy_of, load_denoiser, save_pipeline
 from ditpress.load.modules import replace_module
+from ditpress.load.widths import resize
 
 LOW_BIT = (Role.QKV, Role.ATTENTION_OUT, Role.MLP_IN, Role.MLP_OUT)
 
@@ -65,6 +66,13 @@ def low_bit_dit(**options: Any) -> tuple[Any, dict[str, Any]]:
     return model, dit_inputs(model)
 
 
+def low_bit_narrow(**options: Any) -> tuple[Any, dict[str, Any]]:
+    """Heads and stream of different widths, neither that of the embeddings."""
+    model = tiny_dit(channels=4, patch_size=2, num_attention_heads=4)
+    resize(model, {"pos_embed": {"residual": 24}, "transformer_blocks.1.attn1": {"heads": 2, "head_dim": 8}})
+    return compress(model, **options), dit_inputs(model)
+
+
 def low_bit_pixart(masked: bool = True, **options: Any) -> tuple[Any, dict[str, Any]]:
     model, inputs = tiny_pixart()
     if masked:  # the second prompt is shorter than the first
@@ -84,7 +92,7 @@ def psnr(a: Tensor, b: Tensor) -> float:
 
 
 @pytest.mark.parametrize("activation", ["int8", "none"])
-@pytest.mark.parametrize("build", [low_bit_dit, low_bit_pixart])
+@pytest.mark.parametrize("build", [low_bit_dit, low_bit_narrow, low_bit_pixart])
 @torch.no_grad()
 def test_fused_gives_the_numbers_of_the_unfused(build: Callable[..., Any], activation: str) -> None:
     model, inputs = build(activation=activation)

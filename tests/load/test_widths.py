@@ -13,13 +13,14 @@ from diffusers import DiTTransformer2DModel
 from tiny_dit import dit_inputs, tiny_dit, tiny_flux, tiny_pixart, tiny_sd3
 from torch import Tensor, nn
 
-from ditpress.compress.prune.groups import Kept, KeptHeads, KeptHidden, cut
+from ditpress.compress.prune.groups import Kept, KeptHeads, KeptHidden, KeptResidual, cut
 from ditpress.errors import InputError
 from ditpress.kernels.linear import QuantizedLinear
 from ditpress.kernels.random_weights import random_linear
 from ditpress.load.checkpoint import save_transformer
 from ditpress.load.modules import replace_module
 from ditpress.load.quantizer import DitpressConfig
+from ditpress.load.residual import ResidualGroup
 from ditpress.load.weights import load_transformer
 from ditpress.load.widths import HiddenGroup, cut_sizes, resize, width_groups
 
@@ -33,11 +34,13 @@ def make(family: str) -> tuple[Any, dict[str, Any]]:
 
 
 def narrowed(model: nn.Module, first: int = 0) -> None:
-    """One head of two from group ``first`` on, half of the units; different widths in different blocks."""
+    """One head of two from group ``first`` on, half of all else; different widths in different blocks."""
     kept: list[Kept] = []
     for group in width_groups(model)[first:]:
         if isinstance(group, HiddenGroup):
             kept.append(KeptHidden(group, torch.arange(group.hidden) % 2 == 1))
+        elif isinstance(group, ResidualGroup):
+            kept.append(KeptResidual(group, torch.arange(group.width) % 2 == 1))
         else:
             channels = torch.zeros(group.heads, group.head_dim, dtype=torch.bool)
             channels[1] = True
@@ -55,18 +58,20 @@ def run(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         return model(**inputs, return_dict=False)[0]
 
 
+@pytest.mark.parametrize("first", [0, 3])
 @pytest.mark.parametrize("family", ["dit", "pixart", "sd3", "flux"])
-def test_narrower_models_come_back(family: str, tmp_path: Path) -> None:
+def test_narrower_models_come_back(family: str, first: int, tmp_path: Path) -> None:
+    """Also with streams, and the first block, as wide as they were."""
     model, inputs = make(family)
     assert cut_sizes(model) == {}
     full = {group.name: group.sizes for group in width_groups(model)}
-    narrowed(model, first=1)
+    narrowed(model, first)
     expected = run(model, inputs)
     save_transformer(model, tmp_path / "model")
     config = json.loads((tmp_path / "model/config.json").read_text())["quantization_config"]
     assert config["schema"] == 3
     assert config["pruned"] == cut_sizes(model)
-    assert set(config["pruned"]) == set(full) - {next(iter(full))}
+    assert set(config["pruned"]) == set(list(full)[first:])
     loaded = load_transformer(tmp_path / "model")
     assert torch.equal(run(loaded, inputs), expected)
     # And again, and by diffusers alone once the package is imported.
@@ -84,7 +89,7 @@ def test_quantized_after_pruning_comes_back(tmp_path: Path) -> None:
             replace_module(model, linear, low_bit(linear))
     expected = run(model, inputs)
     sizes = cut_sizes(model)
-    assert len(sizes) == 4
+    assert len(sizes) == 5
     save_transformer(model, tmp_path / "model")
     loaded = load_transformer(tmp_path / "model")
     assert isinstance(loaded.transformer_blocks[0].ff.net[2], QuantizedLinear)
@@ -120,19 +125,27 @@ def test_damaged_descriptions_are_refused(tmp_path: Path) -> None:
             load_transformer(tmp_path / "model")
         return str(caught.value)
 
-    attention, mlp = "transformer_blocks.0.attn1", "transformer_blocks.0.ff"
+    attention, mlp, stream = "transformer_blocks.0.attn1", "transformer_blocks.0.ff", "pos_embed"
     assert "pruned is a list, expected sizes by name" in refused([1])
-    assert "pruned names 'nothing.here', which is no attention or MLP of DiTTransformer2DModel" in refused(
-        pruned | {"nothing.here": {"hidden": 8}}
+    assert (
+        "pruned names 'nothing.here', which is no attention, MLP or stream of DiTTransformer2DModel"
+        in refused(pruned | {"nothing.here": {"hidden": 8}})
     )
     for size in (0, -1, 65, True, 8.0, "8", None, [8]):
         assert "expected an integer from 1 to 64; it is damaged" in refused(pruned | {mlp: {"hidden": size}})
     assert "expected an integer from 1 to 2" in refused(pruned | {attention: {"heads": 3, "head_dim": 8}})
     for entry in ({}, [], 3, {"heads": 1}, {"hidden": 3}, {"heads": 1, "head_dim": 8, "more": 1}):
         assert "expected heads and head_dim; it is damaged" in refused(pruned | {attention: entry})
+    for size in (0, 17, "8"):
+        assert f"pruned.{stream}.residual is {size!r}, expected an integer from 1 to 16" in refused(
+            pruned | {stream: {"residual": size}}
+        )
     # Sizes that are possible, but not those of the tensors.
     assert "transformer_blocks.0.ff.net.0.proj" in refused(pruned | {mlp: {"hidden": 16}})
-    assert "transformer_blocks.0" in refused({})
+    assert "pos_embed" in refused(pruned | {stream: {"residual": 4}})
+    assert "pos_embed" in refused({name: sizes for name, sizes in pruned.items() if name != stream})
+    assert "transformer_blocks.0" in refused({stream: pruned[stream]})
+    assert "cannot be loaded as DiTTransformer2DModel" in refused({})
     path.write_text(json.dumps(good))
     load_transformer(tmp_path / "model")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -15,6 +15,8 @@ from ditpress.compress.distill.trajectory_stage import TrajectoryStage
 from ditpress.compress.stage import RunContext
 from ditpress.errors import InputError
 from ditpress.load.anatomy import Anatomy
+from ditpress.load.residual import ResidualGroup
+from ditpress.load.widths import width_groups
 
 if TYPE_CHECKING:
     from ditpress.calibrate.calibration import Want
@@ -26,7 +28,7 @@ class StudentStage(TrajectoryStage):
     """A stage that trains the model of the stages before it, the student, in place.
 
     Blocks are compared after each block of the student with the original's hidden state at the same place:
-    where the next kept block begins.
+    where the next kept block begins, in those of its channels that the student has kept.
     """
 
     shared: ClassVar[bool] = True
@@ -66,8 +68,10 @@ class StudentStage(TrajectoryStage):
             ``loss``: its mean over the ``first`` and the ``last`` twentieth of the steps.
         """
         kept: dict[str, list[int]] = {}
+        channels: dict[str, list[int]] = {}
         for facts in context.facts:
             kept |= facts.get("kept_blocks", {})
+            channels |= facts.get("kept_channels", {})
         teacher = original.transformer
         history = distill(
             student,
@@ -78,6 +82,7 @@ class StudentStage(TrajectoryStage):
             targets=targets,
             mix=True,
             blocks=block_pairs(student, teacher, original.anatomy, kept, self.kind),
+            of_teacher=kept_parts(teacher, channels),
             feature_error=masked_error if self.feature_loss == "masked" else relative_error,
             autocast=self.bf16,
             saved=None if context.work is None else SavedTraining(context.work, self.save_every),
@@ -121,3 +126,30 @@ def block_pairs(
         ends = [index - 1 for index in stayed[1:]] + [whole - 1]
         pairs += [(f"{name}.{i}", f"{name}.{end}") for i, end in enumerate(ends)]
     return pairs
+
+
+def kept_parts(
+    teacher: nn.Module, kept: Mapping[str, Sequence[int]]
+) -> Callable[[list[Tensor]], list[Tensor]]:
+    """Takes from the tensors that a block of the teacher gives the channels that the student has kept.
+
+    Args:
+        teacher: the whole transformer.
+        kept: the teacher's indices of the student's channels, by stream; of streams not named, all.
+    """
+    streams = [
+        (group.part, list(kept[group.name]))
+        for group in width_groups(teacher)
+        if isinstance(group, ResidualGroup) and group.name in kept
+    ]
+
+    def narrow(parts: list[Tensor]) -> list[Tensor]:
+        result = list(parts)
+        for part, channels in streams:
+            # A last block may give fewer: what nothing reads is not computed.
+            for index in range(-len(parts), 0):
+                if part in (None, index):
+                    result[index] = result[index][..., channels]
+        return result
+
+    return narrow

@@ -65,6 +65,7 @@ def distill(
     mix: bool = False,
     blocks: Sequence[tuple[str, str]] = (),
     feature_error: Callable[[Tensor, Tensor], Tensor] = relative_error,
+    of_teacher: Callable[[list[Tensor]], list[Tensor]] = list,
     after_step: Callable[[], None] | None = None,
     autocast: bool = False,
     saved: SavedTraining | None = None,
@@ -92,6 +93,7 @@ def distill(
         blocks: names of modules whose outputs are compared, (in the student, in the teacher); needed with
             ``training.features``.
         feature_error: of the student's and the teacher's output of a block, a scalar.
+        of_teacher: what of the tensors that a block of the teacher gives is compared.
         after_step: called after every optimizer step.
         autocast: compute in bfloat16 where parameters are on a GPU.
         saved: where a killed training goes on from; it must know of all that changes beside parameters. The
@@ -132,7 +134,7 @@ def distill(
     )
     average = None if training.ema is None else [p.detach().clone() for p in parameters]
     batches = stratified(examples.timesteps, training.calls, generator)
-    watched = _Blocks(student, teacher, blocks if training.features else (), feature_error)
+    watched = _Blocks(student, teacher, blocks if training.features else (), feature_error, of_teacher)
     history = [] if saved is None else saved.load(parameters, optimizer, average)
     done = len(history)
     if processes.shared(done) != done:
@@ -237,10 +239,12 @@ class _Blocks:
         teacher: nn.Module,
         pairs: Sequence[tuple[str, str]],
         measure: Callable[[Tensor, Tensor], Tensor],
+        of_teacher: Callable[[list[Tensor]], list[Tensor]],
     ) -> None:
         self._teacher = teacher
         self._pairs = pairs
         self._measure = measure
+        self._of_teacher = of_teacher
         self._student_features = Features(student, [own for own, _ in pairs])
         self._teacher_features = Features(teacher, [other for _, other in pairs])
 
@@ -250,7 +254,7 @@ class _Blocks:
             self._teacher(**kwargs)
         own, other = self._student_features.take(), self._teacher_features.take()
         errors = []
-        for names, a_parts, b_parts in zip(self._pairs, own, other, strict=True):
+        for names, a_parts, b_parts in zip(self._pairs, own, map(self._of_teacher, other), strict=True):
             shapes = [[tuple(part.shape) for part in parts] for parts in (a_parts, b_parts)]
             if shapes[0] != shapes[1]:
                 raise InputError(

@@ -15,10 +15,13 @@ of a unit changes y by ``-Σ_w w ∂y/∂w`` to first order, so
              diagonal of Gauss-Newton for the Hessian.
 
 The sums run over the gates of a unit (:class:`~ditpress.compress.prune.units.Units`) only: with these at
-zero its other weights have no effect, and counting them would count one removal twice.
+zero its other weights have no effect, and counting them would count one removal twice. For a channel of the
+residual stream they are the columns of all that reads it, in every block and the last layer; that mean and
+variance of the norms change with it too is left out.
 
-``magnitude``  the L2 norm of all its weights, rows and columns together (the group magnitude of
-             Torch-Pruning: Fang et al. 2023, "DepGraph"). ``random`` is the baseline of all.
+``magnitude``  the L2 norm of all its weights, rows and columns together, those of modulations too (the
+             group magnitude of Torch-Pruning: Fang et al. 2023, "DepGraph"). ``random`` is the baseline of
+             all.
 """
 
 from __future__ import annotations
@@ -49,11 +52,11 @@ def magnitude_scores(transformer: nn.Module, units: Sequence[Units]) -> list[Ten
     for one in units:
         total = torch.zeros(one.count, dtype=torch.float64)
         for name in one.rows:
-            linear = _linear(transformer, name)
-            squares = linear.weight.detach().double().square().sum(dim=1)
-            if linear.bias is not None:
-                squares = squares + linear.bias.detach().double().square()
-            total += squares.view(one.chunks, one.count, one.size).sum(dim=(0, 2)).cpu()
+            module: Any = transformer.get_submodule(name)  # a linear, or the convolution of an embedder
+            squares = module.weight.detach().double().square().flatten(1).sum(dim=1)
+            if module.bias is not None:
+                squares = squares + module.bias.detach().double().square()
+            total += squares.view(-1, one.count, one.size).sum(dim=(0, 2)).cpu()
         for name in one.columns:
             total += _columns(_linear(transformer, name).weight.detach().double().square(), one).sum(0).cpu()
         result.append(total.sqrt())
@@ -91,7 +94,9 @@ def gradient_scores(
         raise StageError(f"prune-width: importance {method} works on recorded calls, there are none")
     generator = torch.Generator().manual_seed(seed)
     totals = [torch.zeros(one.count, dtype=torch.float64) for one in units]
-    by_rows = {name: not one.columns for one in units for name in one.gates}
+    by_rows: dict[str, bool] = {}  # a linear may be a gate of several kinds of units
+    for name, rows in ((name, not one.columns) for one in units for name in one.gates):
+        by_rows[name] = rows or by_rows.get(name, False)
     device = device_of(transformer)
     with _watched(transformer, by_rows) as parameters:
         flat = [tensor for tensors in parameters.values() for tensor in tensors]

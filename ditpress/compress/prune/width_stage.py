@@ -1,10 +1,15 @@
-"""The stage ``prune-width``: attention heads, channels of heads and hidden units go out of every block.
+"""The stage ``prune-width``: heads, channels of heads, hidden units and channels of the residual stream go.
 
 Structured pruning after training and without data: units are rated on recorded calls
 (:mod:`ditpress.compress.prune.importance`), the worst are cut out (:mod:`ditpress.compress.prune.groups`),
 and the linears that have read them are fitted again, block after block
 (:mod:`ditpress.compress.prune.reconstruct`). What is left are smaller dense layers, which every format and
 every kernel takes.
+
+Channels of the residual stream go first, out of all blocks at once, and what has read them is not fitted
+again: the norms in front of it take their mean and variance over what is left, so it reads other numbers, not
+fewer of the same. What reads heads and hidden units is fitted on the inputs that the narrower stream gives.
+Distillation is to follow.
 """
 
 from __future__ import annotations
@@ -18,16 +23,26 @@ import torch
 from pydantic import Field, StrictBool
 from torch import Tensor, nn
 
-from ditpress.compress.prune.groups import Kept, KeptHeads, KeptHidden, cut, masks_of, overwrite
+from ditpress.compress.prune.groups import (
+    Kept,
+    KeptHeads,
+    KeptHidden,
+    KeptResidual,
+    cut,
+    masks_of,
+    overwrite,
+)
 from ditpress.compress.prune.importance import gradient_scores, magnitude_scores, random_scores
-from ditpress.compress.prune.ranking import allot, best, keep_count
+from ditpress.compress.prune.ranking import allot, best
 from ditpress.compress.prune.reconstruct import DAMPING, reconstruct
+from ditpress.compress.prune.shares import SETTINGS, Share, groups_to_cut, sizes_left
 from ditpress.compress.prune.units import Units, all_units
 from ditpress.compress.quantize.layer import SECOND_MOMENT
-from ditpress.compress.quantize.walk import walk
+from ditpress.compress.quantize.walk import check_timesteps, walk
 from ditpress.compress.stage import Stage, register_stage
 from ditpress.errors import InputError, StageError
-from ditpress.load.widths import Group, HeadGroup, HiddenGroup, Sizes, resize, width_groups
+from ditpress.load.residual import ResidualGroup
+from ditpress.load.widths import Group, HiddenGroup, Sizes, resize, width_groups
 from ditpress.schema import Settings
 
 if TYPE_CHECKING:
@@ -48,11 +63,12 @@ class RoundTo(Settings):
     )
     heads: int = Field(default=1, ge=1, description="heads")
     head_dim: int = Field(default=8, ge=1, description="channels of a head")
+    residual: int = Field(default=64, ge=1, description="channels of the residual stream")
 
 
 @register_stage
 class PruneWidth(Stage):
-    """Cut heads, channels of heads and hidden units out of every block."""
+    """Cut heads, channels of heads, hidden units and channels of the residual stream."""
 
     kind: Literal["prune-width"] = "prune-width"
     # Prune first: what comes later works on the weights that remain.
@@ -65,6 +81,13 @@ class PruneWidth(Stage):
     heads: float = Field(default=0.0, ge=0.0, lt=1.0, description="share of the heads to cut")
     head_dim: float = Field(
         default=0.0, ge=0.0, lt=1.0, description="share of the channels of a head to cut, of each its own"
+    )
+    residual: float = Field(
+        default=0.0,
+        ge=0.0,
+        lt=1.0,
+        description="share of the channels that run through all blocks to cut; what reads them is not fitted "
+        "again, distill after it",
     )
     importance: Literal["taylor", "hessian", "magnitude", "random"] = Field(
         default="taylor",
@@ -103,7 +126,8 @@ class PruneWidth(Stage):
         """Rate, cut and fit.
 
         Returns:
-            ``pruned``: the new sizes of every attention and MLP, by name.
+            ``pruned``: the new sizes of every attention, MLP and stream, by name. ``kept_channels``: those
+            of every stream that stayed, by name.
 
         Raises:
             InputError: nothing to cut, a ratio that leaves nothing, quantized layers, weights that are not
@@ -113,86 +137,34 @@ class PruneWidth(Stage):
         groups = self._groups(transformer)
         self._sizes(groups)
         for name in (name for group in groups for name in group.linears):
-            if not bool(torch.isfinite(cast(nn.Linear, transformer.get_submodule(name)).weight).all()):
+            if not bool(torch.isfinite(transformer.get_parameter(f"{name}.weight")).all()):
                 raise InputError(
                     f"{name}.weight holds NaN or infinite values; give a checkpoint with finite weights"
                 )
         kept = self._kept(groups, self._scores(transformer, groups, calls))
+        streams = [one for one in kept if isinstance(one, KeptResidual)]
+        inside = [one for one in kept if not isinstance(one, KeptResidual)]
+        if self.reconstruct and inside:
+            check_timesteps(calls)  # before anything is cut
+        cut(transformer, streams)
         if self.reconstruct:
-            self._cut_and_fit(denoiser, kept, calls)
+            self._cut_and_fit(denoiser, inside, calls)
         else:
-            cut(transformer, kept)
+            cut(transformer, inside)
         sizes = {group.name: group.sizes for group in width_groups(transformer)}
         changed = {group.name: sizes[group.name] for group in groups if sizes[group.name] != group.sizes}
-        log.info("prune-width: %d attentions and MLPs are narrower now", len(changed))
-        return {"pruned": changed}
+        log.info("prune-width: %d attentions, MLPs and streams are narrower now", len(changed))
+        channels = {one.group.name: one.channels.nonzero()[:, 0].tolist() for one in streams}
+        return {"pruned": changed} | ({"kept_channels": channels} if channels else {})
+
+    def _shares(self) -> list[Share]:
+        return [Share(name, getattr(self, name), getattr(self.round_to, name)) for name in SETTINGS]
 
     def _groups(self, transformer: nn.Module) -> list[Group]:
-        """What the ratios above zero apply to. Raises InputError where it cannot be cut."""
-        if not (self.mlp or self.heads or self.head_dim):
-            raise InputError(
-                "prune-width: mlp, heads and head_dim are all 0, nothing would be cut; set one of them"
-            )
-        groups = [
-            group
-            for group in width_groups(transformer)
-            if (self.mlp if isinstance(group, HiddenGroup) else self.heads or self.head_dim)
-        ]
-        for wanted, cls, field in (
-            (self.mlp, HiddenGroup, "mlp"),
-            (self.heads, HeadGroup, "heads"),
-            (self.head_dim, HeadGroup, "head_dim"),
-        ):
-            if wanted and not any(isinstance(group, cls) for group in groups):
-                raise InputError(
-                    f"prune-width: {type(transformer).__name__} has nothing for prune-width.{field} to cut; "
-                    f"set it to 0"
-                )
-        for group in groups:
-            for name in group.linears:
-                module = transformer.get_submodule(name)
-                if not isinstance(module, nn.Linear):
-                    raise InputError(
-                        f"{name}: is a {type(module).__name__}, only plain linears are pruned; give the "
-                        "original model"
-                    )
-            if isinstance(group, HeadGroup) and group.normed and self.head_dim:
-                raise InputError(
-                    f"{group.name}: normalises queries and keys over the channels of a head, which cannot "
-                    "be cut exactly; set prune-width.head_dim to 0, and prune heads"
-                )
-        return groups
+        return groups_to_cut(transformer, self._shares())
 
     def _sizes(self, groups: Sequence[Group]) -> Sizes:
-        """What remains of each group, the same share of all. Raises InputError where nothing would."""
-        sizes: Sizes = {}
-        fields = {
-            "heads": (self.heads, self.round_to.heads),
-            "head_dim": (self.head_dim, self.round_to.head_dim),
-            "hidden": (self.mlp, self.round_to.mlp),
-        }
-        for group in groups:
-            left = {key: keep_count(count, *fields[key]) for key, count in group.sizes.items()}
-            for key, count in left.items():
-                if count == 0:
-                    setting, what = ("mlp", "hidden unit") if key == "hidden" else (key, "head")
-                    what = "channel of a head" if key == "head_dim" else what
-                    raise InputError(
-                        f"{group.name}: prune-width.{setting} {fields[key][0]:g} leaves no {what} of "
-                        f"{group.sizes[key]} in multiples of {fields[key][1]}; lower it, or "
-                        f"prune-width.round_to.{setting}"
-                    )
-            if left != group.sizes:
-                sizes[group.name] = left
-        for setting, key in (("mlp", "hidden"), ("heads", "heads"), ("head_dim", "head_dim")):
-            own = [group for group in groups if key in group.sizes]
-            if fields[key][0] and all(sizes.get(g.name, g.sizes)[key] == g.sizes[key] for g in own):
-                raise InputError(
-                    f"prune-width.{setting} {fields[key][0]:g} cuts nothing: {own[0].name} has "
-                    f"{own[0].sizes[key]}, and what remains is rounded to multiples of {fields[key][1]}; "
-                    f"raise it, lower prune-width.round_to.{setting}, or set it to 0"
-                )
-        return sizes
+        return sizes_left(groups, self._shares())
 
     def _scores(
         self, transformer: nn.Module, groups: Sequence[Group], calls: Sequence[Call]
@@ -203,6 +175,7 @@ class PruneWidth(Stage):
             "queries": self.head_dim,
             "values": self.head_dim,
             "hidden": self.mlp,
+            "residual": self.residual,
         }
         units: list[Units] = [one for group in groups for one in all_units(group) if needed[one.kind]]
         if self.importance == "magnitude":
@@ -229,6 +202,9 @@ class PruneWidth(Stage):
             if isinstance(group, HiddenGroup):
                 kept.append(KeptHidden(group, best(scores[group.name, "hidden"], count["hidden"])))
                 continue
+            if isinstance(group, ResidualGroup):
+                kept.append(KeptResidual(group, best(scores[group.name, "residual"], count["residual"])))
+                continue
             shape = (group.heads, group.head_dim)
             heads = torch.ones(group.heads, dtype=torch.bool)
             if (group.name, "heads") in scores:
@@ -249,15 +225,14 @@ class PruneWidth(Stage):
             return scores
         return scores / scores.mean().clamp_min(torch.finfo(scores.dtype).tiny)
 
-    def _readers(self, group: Group) -> tuple[str, ...]:
-        return group.readers if isinstance(group, HeadGroup) else (group.reader,)
-
-    def _cut_and_fit(self, denoiser: Denoiser, kept: Sequence[Kept], calls: Sequence[Call]) -> None:
+    def _cut_and_fit(
+        self, denoiser: Denoiser, kept: Sequence[KeptHeads | KeptHidden], calls: Sequence[Call]
+    ) -> None:
         """Block after block, each on the inputs that the cut blocks before it give."""
         transformer = denoiser.transformer
-        by_reader: dict[str, list[Kept]] = defaultdict(list)
+        by_reader: dict[str, list[KeptHeads | KeptHidden]] = defaultdict(list)
         for one in kept:
-            for name in self._readers(one.group):
+            for name in one.group.readers:
                 by_reader[name].append(one)
         wanted = dict.fromkeys(by_reader, (SECOND_MOMENT, MEAN))
         for part in walk(denoiser, wanted, calls, sequential=True):

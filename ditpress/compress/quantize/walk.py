@@ -49,12 +49,7 @@ def walk(
         yield {name: {} for name in wanted}
         return
     transformer = denoiser.transformer
-    timesteps = len({call.timestep for call in calls})
-    if timesteps < LEAST_TIMESTEPS:
-        raise InputError(
-            f"recorded calls at {timesteps} timesteps, expected {LEAST_TIMESTEPS} or more to learn "
-            "the inputs of the layers from; raise calibration.steps"
-        )
+    check_timesteps(calls)
     left = dict(wanted)
     inside = {
         (block_list, index): [name for name in wanted if name.startswith(f"{block_list}.{index}.")]
@@ -84,6 +79,16 @@ def walk(
             release()  # the caller made float weights smaller
             if sequential:
                 inputs.run(block)
+
+
+def check_timesteps(calls: Sequence[Call]) -> None:
+    """Raises InputError for calls at too few timesteps to learn from."""
+    timesteps = len({call.timestep for call in calls})
+    if timesteps < LEAST_TIMESTEPS:
+        raise InputError(
+            f"recorded calls at {timesteps} timesteps, expected {LEAST_TIMESTEPS} or more to learn "
+            "the inputs of the layers from; raise calibration.steps"
+        )
 
 
 @contextmanager
