@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-RULES = ("norm", "gelu", "gate", "merge", "attention")  # rewrite rules of the export, by name
+RULES = ("norm", "gelu", "gate", "merge", "attention", "columns")  # rewrite rules of the export, by name
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from ditpress.export.inputs import OUTPUT_NAME, Keywords, Signature
 from ditpress.export.openloop import compare_pieces, rounding_nodes
 from ditpress.export.parity import Parity, cases, compare, relative_difference
 from ditpress.export.session import CONSTANTS_KEY, MODEL_FILE, kernels_run, onnx_session, run_session
+from ditpress.export.shorten import shorten
 from ditpress.files import atomic_folder
 from ditpress.fused import unfused
 from ditpress.kernels.arguments import TABLE_ENTRIES
@@ -180,6 +181,8 @@ def build_model(transformer: nn.Module, signature: Signature, call: Mapping[str,
     name_nodes(model, Keywords.MODULE)
     simplify(model)
     repair(model)
+    shorten(model)
+    passes.RemoveUnusedNodesPass()(model)
     attach_functions(model)
     name_batch(model, signature.batched)
     passes.NameFixPass()(model)

@@ -27,6 +27,7 @@ from ditpress.export.session import onnx_library_path
 from ditpress.kernels.activations import ACTIVATIONS, fake_quantize
 
 N = 128
+COLUMNS = {"shift": 70, "modulation": 0, "gate": 9}  # in a last dimension of its own, or across two
 
 
 def packed(codes: np.ndarray, entries: int) -> np.ndarray:
@@ -82,6 +83,8 @@ def session_of(kind, in_features, group, arrays, library, variant=None, feeds=()
     }
     if variant.outputs == 2:
         attributes["splits"] = [64, N - 64]
+    if variant.columns:
+        attributes["columns"] = [COLUMNS[name] for name in variant.per_sample]
     node = helper.make_node(kind.name, list(inputs), outputs, name="layer", domain="ditpress", **attributes)
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
@@ -179,13 +182,15 @@ def affine(coding, in_features, rng):
 
 
 PARTS = [
-    ("", "gelu_tanh", 1),
-    ("", "gate_residual", 1),
-    ("", "", 2),
-    ("layer_norm_modulate", "", 1),
-    ("layer_norm_modulate", "gelu_tanh", 1),
-    ("layer_norm_modulate", "gate_residual", 1),
-    ("layer_norm_modulate", "", 2),
+    ("", "gelu_tanh", False, 1),
+    ("", "gate_residual", False, 1),
+    ("", "gate_residual", True, 1),
+    ("", "", False, 2),
+    ("layer_norm_modulate", "", False, 1),
+    ("layer_norm_modulate", "gelu_tanh", True, 1),
+    ("layer_norm_modulate", "gate_residual", False, 1),
+    ("layer_norm_modulate", "gate_residual", True, 1),
+    ("layer_norm_modulate", "", True, 2),
 ]
 
 
@@ -194,12 +199,12 @@ PARTS = [
 @pytest.mark.parametrize(
     ("coding", "table"), [("4", False), ("8", False), ("4", True), ("T", True), ("4M", True)]
 )
-@pytest.mark.parametrize(("prologue", "epilogue", "outputs"), PARTS)
-def test_parts_around_the_product(prologue, epilogue, outputs, coding, table, activation, library):
+@pytest.mark.parametrize(("prologue", "epilogue", "columns", "outputs"), PARTS)
+def test_parts_around_the_product(prologue, epilogue, columns, outputs, coding, table, activation, library):
     rng = np.random.default_rng(0)
     inner, batch, tokens = 64, 2, 5
     arrays, weight = weights(coding, inner, inner, False, rng) if table else affine(coding, inner, rng)
-    variant = Variant(table, prologue, epilogue, outputs)
+    variant = Variant(table, prologue, epilogue, columns, outputs)
     feeds = {"x": rng.normal(size=(batch, tokens, inner)).astype(np.float32)}
     shapes = {
         "shift": (batch, 1, inner),
@@ -207,21 +212,27 @@ def test_parts_around_the_product(prologue, epilogue, outputs, coding, table, ac
         "gate": (batch, 1, N),
         "residual": (batch, tokens, N),
     }
+    if columns:
+        shapes |= {"shift": (batch, 3, 50), "modulation": (batch, inner + 1), "gate": (batch, 1, N + 9)}
     kind = Kind(coding, activation)
     extra = variant.inputs(kind)[len(kind.inputs) :]
     for name in extra:
         feeds[name] = rng.normal(size=shapes[name]).astype(np.float32)
     opened = session_of(kind, inner, inner, arrays, library, variant, [shapes[name] for name in extra])
+
+    def row(name):
+        array = torch.from_numpy(feeds[name]).flatten(1)
+        first, width = COLUMNS[name] if columns else 0, N if name == "gate" else inner
+        return array[:, None, first : first + width]
+
     h = torch.from_numpy(feeds["x"])
     if prologue:
-        h = F.layer_norm(h, (inner,), eps=1e-6) * (1 + torch.from_numpy(feeds["modulation"]))
-        h = h + torch.from_numpy(feeds["shift"])
+        h = F.layer_norm(h, (inner,), eps=1e-6) * (1 + row("modulation")) + row("shift")
     expected = torch.from_numpy(rounded(h.numpy(), activation, inner) @ weight.T + arrays["bias"])
     if epilogue == "gelu_tanh":
         expected = F.gelu(expected, approximate="tanh")
     elif epilogue == "gate_residual":
-        gate, residual = (torch.from_numpy(feeds[name]).double() for name in ("gate", "residual"))
-        expected = gate * expected + residual
+        expected = row("gate").double() * expected + torch.from_numpy(feeds["residual"]).double()
     actual = opened.run(None, feeds)
     pieces = [expected] if outputs == 1 else [expected[..., :64], expected[..., 64:]]
     # A last bit of the layer norm may move an activation to the next step of its format.

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ditpress.errors import InputError
 from ditpress.export.fuse import RULES, apply_rules, rule_names
+from ditpress.export.fuse.pattern import qlinear_nodes, text
 from ditpress.export.inputs import Signature
 from ditpress.export.onnx import _save, build_model
 from ditpress.export.parity import relative_difference
@@ -62,8 +63,13 @@ class Piece(nn.Module):
         return (torch.cat(results, 1),)
 
 
-def fire(tmp_path, computations, rules=tuple(RULES)):
+def fire(tmp_path, computations, rules=tuple(rule for rule in RULES if rule != "columns")):
     """Which rules fired, after checking that the graph still computes the same."""
+    return fuse(tmp_path, computations, rules)[0]
+
+
+def fuse(tmp_path, computations, rules):
+    """Which rules fired, and the QLinear nodes afterwards."""
     generator = torch.Generator().manual_seed(1)
     call = {
         "hidden_states": torch.randn(3, TOKENS, WIDTH, generator=generator),
@@ -86,7 +92,7 @@ def fire(tmp_path, computations, rules=tuple(RULES)):
     for unfused, fused, truth in zip(*triples, strict=True):
         assert relative_difference(fused, unfused) <= 1e-6
         assert relative_difference(fused, truth) <= 0.02  # a last bit of the norm, a step of int8
-    return {name: count for name, count in fired.items() if count}
+    return {name: count for name, count in fired.items() if count}, qlinear_nodes(model.graph)
 
 
 def modulate(x, row, other, norm=NORM):
@@ -152,7 +158,7 @@ CASES = {
             modulate(x.mT, r[:, :TOKENS], o[:, :TOKENS], lambda t: F.layer_norm(t, (TOKENS,))).mT
         ),
     ),
-    "norm before float weights": ({}, lambda p, n, x, r, o: n["weight_only"](modulate(x, r, o))),
+    "norm before float weights": ({"norm": 1}, lambda p, n, x, r, o: n["weight_only"](modulate(x, r, o))),
     # GELU
     "gelu": ({"gelu": 1}, lambda p, n, x, r, o: F.gelu(n["a"](x), approximate="tanh")),
     "gelu of float weights": (
@@ -272,15 +278,93 @@ def test_rules_are_switched_by_name(tmp_path):
 
     counts = {"norm": 1, "gelu": 1, "gate": 1, "merge": 1, "attention": 1}
     assert fire(tmp_path, [compute]) == counts
-    for rule in RULES:
+    for rule in counts:
         assert fire(tmp_path, [compute], [rule]) == {rule: 1}
-        assert fire(tmp_path, [compute], set(RULES) - {rule}) == {
+        assert fire(tmp_path, [compute], set(counts) - {rule}) == {
             k: v for k, v in counts.items() if k != rule
         }
+    assert fire(tmp_path, [compute], tuple(RULES)) == counts | {"columns": 2}  # q and k are one node
+
+
+def halves(row, other):
+    """``[B, 2 * K]`` in two."""
+    return torch.cat([row.sin(), other.cos()], 1).chunk(2, 1)
+
+
+def six(row, weight):
+    """``[B, 6, K]`` in six, as PixArt modulates."""
+    return (row[:, None] + weight[:6, None]).chunk(6, 1)
+
+
+def of_tokens(row, other):
+    """``[B, 2, 2 * K]`` first by columns, then by rows."""
+    first, _ = torch.stack([torch.cat([row, other], 1).sin(), torch.cat([other, row], 1)], 1).chunk(2, 2)
+    return first.chunk(2, 1)
+
+
+def quarters(row, other):
+    """The last two quarters of ``[B, 4 * K]``, out of its second half."""
+    return torch.cat([row.sin(), other.sin(), row.cos(), other.cos()], 1).chunk(2, 1)[1].chunk(2, 1)
+
+
+COLUMNS = {
+    # columns of shift, modulation and gate in the nodes that have them; None: the node is as without the rule
+    "rows": ([[0, 0]], lambda p, n, x, r, o: n["a"](modulate(x, r, o))),
+    "halves": ([[WIDTH, 0]], lambda p, n, x, r, o: n["a"](modulate(x, *halves(r, o)))),
+    "halves for norm and gate": (
+        [[0, WIDTH, WIDTH]],
+        lambda p, n, x, r, o: (c := halves(r, o))[1][:, None] * n["a"](modulate(x, c[1], c[0])) + x,
+    ),
+    "one added before": (
+        [[0, WIDTH]],
+        lambda p, n, x, r, o: n["a"](NORM(x) * (1 + (c := halves(r, o))[1])[:, None] + c[0][:, None]),
+    ),
+    "half and row": ([[0, WIDTH]], lambda p, n, x, r, o: n["a"](modulate(x, halves(r, o)[1], o))),
+    "half and no cut": (
+        [[0, WIDTH]],
+        lambda p, n, x, r, o: n["a"](NORM(x) * (1 + halves(r, o)[1][:, None]) + x.mean(1, keepdim=True)),
+    ),
+    "six": (
+        [[2 * WIDTH, 5 * WIDTH], [WIDTH]],
+        lambda p, n, x, r, o: (
+            (c := six(r, p.weight))[1] * n["b"](n["a"](NORM(x) * (1 + c[5]) + c[2]).sin()) + x
+        ),
+    ),
+    "half of a half": ([[3 * WIDTH, 2 * WIDTH]], lambda p, n, x, r, o: n["a"](modulate(x, *quarters(r, o)))),
+    "merged": (
+        [[WIDTH, 0]],
+        lambda p, n, x, r, o: n["a"](h := modulate(x, *halves(r, o))) - n["b"](h).sin(),
+    ),
+    # only what lies side by side
+    "columns of each row": (
+        [[WIDTH, 0]],
+        lambda p, n, x, r, o: n["a"](NORM(x) * (1 + (c := of_tokens(r, o))[0]) + c[1]),
+    ),
+    "no cut": (
+        [None],
+        lambda p, n, x, r, o: n["a"](NORM(x) * (1 + x.sum(1, keepdim=True)) + x.mean(1, keepdim=True)),
+    ),
+}
+
+
+def columns(tmp_path, computations):
+    """The attribute of every node that has shift, modulation or gate."""
+    fired, nodes = fuse(tmp_path, computations, tuple(RULES))
+    found = [node for node in nodes if "columns" in node.attributes]
+    assert fired.get("columns", 0) == len(found)
+    rows = [node for node in nodes if text(node, "prologue") or text(node, "epilogue")]
+    return [list(node.attributes["columns"].as_ints()) if node in found else None for node in rows]
+
+
+def test_columns_are_found(tmp_path):
+    expected = [row for rows, _ in COLUMNS.values() for row in rows]
+    if columns(tmp_path, [compute for _, compute in COLUMNS.values()]) != expected:  # which ones?
+        each = {name: columns(tmp_path, [compute]) for name, (_, compute) in COLUMNS.items()}
+        assert each == {name: rows for name, (rows, _) in COLUMNS.items()}
 
 
 def test_names_of_rules():
-    assert rule_names(True) == tuple(RULES) == ("norm", "gelu", "gate", "merge", "attention")
+    assert rule_names(True) == tuple(RULES) == ("norm", "gelu", "gate", "merge", "attention", "columns")
     assert rule_names(False) == rule_names([]) == ()
     assert rule_names({"merge", "norm"}) == ("norm", "merge")
     assert rule_names("gate") == ("gate",)

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -40,7 +41,7 @@ def weights_of(case: Case) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
-def build(case: Case, activation: str, constant: bool = True, **attributes: int) -> onnx.ModelProto:
+def build(case: Case, activation: str, constant: bool = True, **attributes: Any) -> onnx.ModelProto:
     """One QLinear node with its weight as initialisers or as graph inputs."""
     k, n = case.x.shape[-1], case.codes.shape[0]
     values = weights_of(case)
@@ -154,6 +155,35 @@ def test_errors_name_the_node_and_what_was_expected() -> None:
     inputs, _ = feeds(case, 2, False)
     with pytest.raises(Exception, match=r"'fc1': codes is \[8, 15\], expected \[8, 16\]"):
         runner.run(None, inputs | {"codes": inputs["codes"][:, :15]})
+
+
+def test_columns_must_lie_in_what_is_given() -> None:
+    case = make_case("int4", 6, 64, 32, 2)
+    norm = {"prologue": "layer_norm_modulate", "epsilon": 1e-6}
+
+    def gives(x: np.ndarray, rows: np.ndarray, **attributes: Any) -> np.ndarray:
+        model = build(case, "int8", **attributes)
+        shape = [None] * rows.ndim
+        model.graph.input.append(helper.make_tensor_value_info("rows", TensorProto.FLOAT, shape))
+        model.graph.node[0].input.extend(["rows", "rows"])
+        return session(model).run(None, {"x": x, "rows": rows})[0]
+
+    x, rows = np.ones((2, 3, 64), np.float32), np.zeros((2, 4, 20), np.float32)
+    assert gives(x, rows, **norm, columns=[0, 80 - 64]).shape == (2, 3, 64)
+    assert gives(x[:0], rows[:0], **norm, columns=[0, 16]).shape == (0, 3, 64)
+    for column in (17, 2**62):
+        with pytest.raises(
+            Exception, match=rf"modulation is \[2, 4, 20\], .* 64 values from column {column} on"
+        ):
+            gives(x, rows, **norm, columns=[0, column])
+    with pytest.raises(Exception, match=r"'fc1': columns \[0, -1\], expected none below 0"):
+        gives(x, rows, **norm, columns=[0, -1])
+    with pytest.raises(Exception, match=r"columns \[0\], expected one for each of 2 inputs"):
+        gives(x, rows, **norm, columns=[0])
+    with pytest.raises(Exception, match=r"columns \[3\], expected one for each of 0 inputs"):
+        gives(x, rows, columns=[3])
+    with pytest.raises(Exception, match=r"shift is \[2, 4, 20\], expected a last dimension of 64"):
+        gives(x, rows, **norm)
 
 
 SCRIPT = """

@@ -9,7 +9,16 @@ import onnx_ir as ir
 
 from ditpress.errors import InputError
 from ditpress.export.functions.bodies import ATTENTION_BODY, body_of, output_names
-from ditpress.export.functions.kinds import ATTENTION, CONTRIB_DOMAIN, DOMAIN, KINDS, MASK, OPSET, Variant
+from ditpress.export.functions.kinds import (
+    ATTENTION,
+    COLUMNS,
+    CONTRIB_DOMAIN,
+    DOMAIN,
+    KINDS,
+    MASK,
+    OPSET,
+    Variant,
+)
 
 MIN_BLOCK, MAX_BLOCK = 16, 256  # block sizes MatMulNBits takes: powers of two in this range
 PLAIN = Variant()
@@ -23,8 +32,9 @@ def function_proto(name: str, variant: Variant = PLAIN) -> onnx.FunctionProto:
     ``[N, K / group_size]``; codebook int8 ``[entries * vector_length]``; bias float32 ``[N]``; of coding
     "4M", whose codebook has several tables of 16, table uint8 ``[N]``; with the prologue shift and modulation
     float32 ``[B, 1, K]``; with the epilogue "gate_residual" gate ``[B, 1, N]`` and residual ``[B, T, N]``.
-    Output: float32 ``[..., N]``, or its columns in pieces. Attributes: those that every node carries;
-    ``block_size`` for affine 4-bit codes; ``splits`` with several outputs.
+    With columns shift, modulation and gate are ``[B, ...]`` of any width, and K or N values from a column on
+    count. Output: float32 ``[..., N]``, or its columns in pieces. Attributes: those that every node carries;
+    ``block_size`` for affine 4-bit codes; ``columns`` with those; ``splits`` with several outputs.
 
     Group scales are taken as they are, also where ``fold_scales`` asks the kernel to round them.
 
@@ -41,6 +51,7 @@ def function_proto(name: str, variant: Variant = PLAIN) -> onnx.FunctionProto:
     attributes = (
         *_ATTRIBUTES,
         *(("block_size",) if blocked else ()),
+        *((COLUMNS,) if variant.columns else ()),
         *(("splits",) if variant.outputs > 1 else ()),
     )
     contrib = f', "{CONTRIB_DOMAIN}": 1' if blocked else ""
@@ -130,6 +141,7 @@ def _variant(node: ir.Node) -> Variant:
         not direct,
         node.attributes["prologue"].as_string(),
         node.attributes["epilogue"].as_string(),
+        COLUMNS in node.attributes,
         len(node.outputs),
     )
 

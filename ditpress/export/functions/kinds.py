@@ -20,6 +20,10 @@ INPUTS = ("x", "codes", "scale", "codebook", "bias")
 """Inputs of every QLinear node; one whose codebook has several tables has ``table`` behind them."""
 EXTRA_INPUTS = {LAYER_NORM_MODULATE: ("shift", "modulation"), GATE_RESIDUAL: ("gate", "residual")}
 """Further inputs that a prologue or an epilogue asks for, in this order."""
+PER_SAMPLE = ("shift", "modulation", "gate")
+"""Those of them that have one row for a sample."""
+COLUMNS = "columns"
+"""Attribute of nodes that cut those rows out of wider ones: the first column of each, in order."""
 
 CODEBOOKS = {
     "8": (256, 1),
@@ -99,21 +103,29 @@ class Variant:
         table: codes are looked up in the codebook; else they are affine, value = code - 2**(bits-1).
         prologue: "" or LAYER_NORM_MODULATE.
         epilogue: "", GELU_TANH or GATE_RESIDUAL.
-        outputs: pieces that the columns are split into.
+        columns: rows of PER_SAMPLE inputs are columns of what is given, as the attribute COLUMNS tells.
+        outputs: pieces that the columns of the result are split into.
     """
 
     table: bool = False
     prologue: str = ""
     epilogue: str = ""
+    columns: bool = False
     outputs: int = 1
 
     @property
     def overload(self) -> str:
         """ONNX's name of the choice: the parts that are not the plain ones, joined by dots."""
-        parts = ("table" if self.table else "", self.prologue, self.epilogue)
+        parts = ("table" if self.table else "", self.prologue, self.epilogue, COLUMNS if self.columns else "")
         split = f"split{self.outputs}" if self.outputs > 1 else ""
         return ".".join(part for part in (*parts, split) if part)
 
     def inputs(self, kind: Kind) -> tuple[str, ...]:
         """Names of the inputs of a node of this kind, in order."""
         return (*kind.inputs, *EXTRA_INPUTS.get(self.prologue, ()), *EXTRA_INPUTS.get(self.epilogue, ()))
+
+    @property
+    def per_sample(self) -> tuple[str, ...]:
+        """Names of the inputs that have one row for a sample, in order."""
+        extra = (*EXTRA_INPUTS.get(self.prologue, ()), *EXTRA_INPUTS.get(self.epilogue, ()))
+        return tuple(name for name in extra if name in PER_SAMPLE)

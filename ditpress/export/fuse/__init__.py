@@ -14,6 +14,7 @@ import onnx_ir.passes.common as passes
 from ditpress.errors import InputError
 from ditpress.export.functions import attach_functions
 from ditpress.export.fuse.attention import fuse_attention
+from ditpress.export.fuse.columns import fuse_columns
 from ditpress.export.fuse.gate import fuse_gate
 from ditpress.export.fuse.gelu import fuse_gelu
 from ditpress.export.fuse.merge import fuse_merge
@@ -25,8 +26,10 @@ RULES: dict[str, Callable[[ir.Graph], int]] = {
     "gate": fuse_gate,
     "merge": fuse_merge,
     "attention": fuse_attention,
+    "columns": fuse_columns,
 }
-"""All rules by name, in the order in which they run: q, k and v merge once the norm is in them."""
+"""All rules by name, in the order in which they run: q, k and v merge once the norm is in them, and shift,
+modulation and gate become columns once they are inputs of nodes."""
 
 
 def rule_names(fuse: bool | Collection[str]) -> tuple[str, ...]:

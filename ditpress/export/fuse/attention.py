@@ -153,7 +153,8 @@ def _before_transpose(value: ir.Value | None) -> ir.Value | None:
     batch, heads, keys, length = dims
     if numbers(folded.inputs[1]) != (-1, keys, length):
         return None
-    return k if numbers(unfolded.inputs[1]) == (batch, heads, length, keys) else None
+    shape = numbers(unfolded.inputs[1])
+    return k if shape and shape[0] in (batch, -1) and shape[1:] == (heads, length, keys) else None
 
 
 def _permutation(node: ir.Node) -> list[int] | None:

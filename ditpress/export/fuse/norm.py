@@ -21,7 +21,7 @@ from ditpress.export.fuse.pattern import (
 
 
 def fuse_norm(graph: ir.Graph) -> int:
-    """``layer_norm(x) * (1 + modulation) + shift`` before QLinear nodes that round their activations.
+    """``layer_norm(x) * (1 + modulation) + shift`` before QLinear nodes.
 
     The layer norm has no affine part of its own, modulation and shift are one row per sample, ``[B, 1, K]``
     by shape. Other readers of the result keep the plain operators.
@@ -32,7 +32,7 @@ def fuse_norm(graph: ir.Graph) -> int:
     readers: dict[ir.Value, list[ir.Node]] = {}
     for node in qlinear_nodes(graph):
         x = node.inputs[0]
-        if x is not None and KINDS[node.op_type].rounds and text(node, "prologue") == "":
+        if x is not None and text(node, "prologue") == "":
             readers.setdefault(x, []).append(node)
     fired = 0
     for result, nodes in readers.items():

@@ -86,7 +86,8 @@ DITPRESS_EXPORT int32_t ditpress_weight_run(const void* weight, const float* x, 
   return guard<int32_t>(1, [&] {
     const auto& w = *static_cast<const ditpress::Weight*>(weight);
     const int64_t columns = w.n();
-    w.run({x, m, bias, shift, modulation, prologue_rows, epsilon, gelu != 0, gate, residual, gate_rows, &y, &columns, 1},
+    w.run({x, m, bias, {shift, w.k()}, {modulation, w.k()}, prologue_rows, epsilon, gelu != 0, {gate, columns}, residual,
+           gate_rows, &y, &columns, 1},
           ditpress::openmp_pool(threads));
     return 0;
   });

@@ -60,9 +60,10 @@ constexpr int kSelected = 64;
 // panel and the first row of the job.
 struct Epilogue {
   bool gelu;                // y = GELU(y), tanh form
-  const float* gate;        // y = gate * y + residual; one row of `stride` values for every `gate_rows` rows
+  const float* gate;        // y = gate * y + residual; one row of the gate for every `gate_rows` rows
   const float* residual;
-  int64_t stride;           // values from one row to the next, of gate and residual
+  int64_t stride;           // values from one row of the residual to the next
+  int64_t gate_stride;      // and of the gate
   int64_t gate_rows;
   int64_t gate_first;       // rows of the current gate row that lie before the job's first row
 };

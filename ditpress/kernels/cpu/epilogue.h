@@ -16,7 +16,7 @@ inline float gelu(float x) {
 // y of row `r` of the job and column `n` of the panel.
 inline float finish(const Epilogue& e, float y, int64_t r, int n) {
   if (e.gelu) return gelu(y);
-  if (e.gate) return std::fma(e.gate[(e.gate_first + r) / e.gate_rows * e.stride + n], y, e.residual[r * e.stride + n]);
+  if (e.gate) return std::fma(e.gate[(e.gate_first + r) / e.gate_rows * e.gate_stride + n], y, e.residual[r * e.stride + n]);
   return y;
 }
 

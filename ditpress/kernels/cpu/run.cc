@@ -68,14 +68,14 @@ struct Weight::Block {
     *stride = call.columns[i];
     return call.y[i] + first * call.columns[i] + n;
   }
-  const float* modulation_row(const float* rows, int64_t row, int64_t k) const {
-    return rows + (first + row) / (call.m / call.prologue_rows) * k;
+  const float* modulation_row(const SampleRows& rows, int64_t row) const {
+    return rows.first + (first + row) / (call.m / call.prologue_rows) * rows.stride;
   }
   Epilogue epilogue(int64_t column, int64_t n) const {
-    Epilogue e = {call.gelu, nullptr, nullptr, n, 0, 0};
-    if (call.gate) {
+    Epilogue e = {call.gelu, nullptr, nullptr, n, call.gate.stride, 0, 0};
+    if (call.gate.first) {
       e.gate_rows = call.m / call.gate_rows;
-      e.gate = call.gate + first / e.gate_rows * n + column;
+      e.gate = call.gate.first + first / e.gate_rows * e.gate_stride + column;
       e.gate_first = first % e.gate_rows;
       e.residual = call.residual + first * n + column;
     }
@@ -126,8 +126,8 @@ Weight::Panel Weight::prepare(int64_t panel, bool nibbles, const float* bias) co
 
 void Weight::run(const LinearCall& call, const Pool& pool) const {
   if (call.m == 0) return;
-  if (call.modulation) check_items("modulation", call.prologue_rows, call.m);
-  if (call.gate) check_items("gate", call.gate_rows, call.m);
+  if (call.modulation.first) check_items("modulation", call.prologue_rows, call.m);
+  if (call.gate.first) check_items("gate", call.gate_rows, call.m);
   int64_t columns = 0;
   for (int i = 0; i < call.outputs; ++i) {
     if (call.columns[i] < 1 || (i + 1 < call.outputs && call.columns[i] % layout_.columns))
@@ -153,9 +153,9 @@ void Weight::pack_row(const Block& block, int64_t row, int8_t* q, int64_t q_stri
   const LinearCall& call = block.call;
   const float* x = call.x + (block.first + row) * k_;
   Buffer<float>& space = t_panel.row;
-  if (call.modulation || block.parts > 1) space.reserve(k_);
-  if (call.modulation) {
-    kernels_.normalize_row({x, block.modulation_row(call.shift, row, k_), block.modulation_row(call.modulation, row, k_),
+  if (call.modulation.first || block.parts > 1) space.reserve(k_);
+  if (call.modulation.first) {
+    kernels_.normalize_row({x, block.modulation_row(call.shift, row), block.modulation_row(call.modulation, row),
                             space.data(), k_, call.epsilon});
     x = space.data();
   }

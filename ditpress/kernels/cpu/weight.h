@@ -29,20 +29,26 @@ struct WeightSource {
 // Bytes of `count` codes of a codebook of `entries`, or 0 for a number of entries that does not exist.
 int64_t code_bytes(int64_t count, int entries);
 
-// What is computed with a weight, all tensors dense: y [m][n] = epilogue(prologue(x) [m][k] * weight + bias [n]).
+// Rows for some of the rows of x each, `stride` values from one to the next.
+struct SampleRows {
+  const float* first;  // null: there are none
+  int64_t stride;
+};
+
+// What is computed with a weight, all tensors dense but those rows: y [m][n] = epilogue(prologue(x) [m][k] * weight +
+// bias [n]).
 struct LinearCall {
   const float* x;
   int64_t m;
   const float* bias;        // null: zero
-  // prologue: layer norm without affine part, then * (1 + modulation) + shift. Null: none. [prologue_rows][k], each
-  // row of them for m / prologue_rows rows of x.
-  const float* shift;
-  const float* modulation;
+  // prologue: layer norm without affine part, then * (1 + modulation) + shift. [prologue_rows][k], each row of them
+  // for m / prologue_rows rows of x.
+  SampleRows shift, modulation;
   int64_t prologue_rows;
   float epsilon;
   // epilogue: GELU (tanh form), or gate * y + residual with gate [gate_rows][n] and residual [m][n]
   bool gelu;
-  const float* gate;
+  SampleRows gate;
   const float* residual;
   int64_t gate_rows;
   // y, split by columns over `outputs` tensors. All but the last have multiples of 64 columns.

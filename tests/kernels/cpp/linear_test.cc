@@ -191,17 +191,22 @@ void test_around(const Kernels& kernels, const Weight& weight, const Problem& p,
   }
   check(good, name + ": gelu");
 
-  const Guarded<float> gate = normal(random, items * n), residual = normal(random, m * n);
+  // Rows for each item, as they are and as columns of wider ones: those end where the tensor ends.
+  const Guarded<float> residual = normal(random, m * n);
   call.gelu = false;
-  call.gate = gate.data();
   call.residual = residual.data();
   call.gate_rows = items;
-  weight.run(call, serial_pool());
-  good = true;
-  for (int64_t r = 0; r < m; ++r)
-    for (int64_t c = 0; c < n; ++c)
-      good &= out[r * n + c] == std::fma(gate[r / (m / items) * n + c], y[r * n + c], residual[r * n + c]);
-  check(good, name + ": gate");
+  for (const int64_t before : {0, 3}) {
+    const int64_t stride = before + n;
+    const Guarded<float> gate = normal(random, items * stride);
+    call.gate = {gate.data() + before, stride};
+    weight.run(call, serial_pool());
+    good = true;
+    for (int64_t r = 0; r < m; ++r)
+      for (int64_t c = 0; c < n; ++c)
+        good &= out[r * n + c] == std::fma(gate[r / (m / items) * stride + before + c], y[r * n + c], residual[r * n + c]);
+    check(good, name + ": gate");
+  }
 
   if (n > 64) {
     const int64_t columns[2] = {n / 65 * 64, n - n / 65 * 64};
@@ -221,24 +226,28 @@ void test_around(const Kernels& kernels, const Weight& weight, const Problem& p,
   }
 
   // A layer norm in front is the same as rows that are normalised already.
-  const Guarded<float> shift = normal(random, items * p.k), modulation = normal(random, items * p.k);
-  Guarded<float> rows(m * p.k), right(m * n);
-  for (int64_t r = 0; r < m; ++r) {
-    const int64_t item = r / (m / items) * p.k;
-    kernels.normalize_row({p.x.data() + r * p.k, shift.data() + item, modulation.data() + item,
-                           rows.data() + r * p.k, p.k, 1e-6f});
+  for (const int64_t before : {0, 5}) {
+    const int64_t wide = 2 * p.k + before;  // shift and modulation side by side
+    const Guarded<float> rows = normal(random, items * wide);
+    const float *const shift = rows.data() + before, *const modulation = shift + p.k;
+    Guarded<float> normal_rows(m * p.k), right(m * n);
+    for (int64_t r = 0; r < m; ++r) {
+      const int64_t item = r / (m / items) * wide;
+      kernels.normalize_row({p.x.data() + r * p.k, shift + item, modulation + item, normal_rows.data() + r * p.k, p.k,
+                             1e-6f});
+    }
+    float* const to = right.data();
+    call = plain(p, &to);
+    call.x = normal_rows.data();
+    weight.run(call, serial_pool());
+    call = plain(p, &target);
+    call.shift = {shift, wide};
+    call.modulation = {modulation, wide};
+    call.prologue_rows = items;
+    call.epsilon = 1e-6f;
+    weight.run(call, thread_pool(2));
+    check(out.same_bytes(right), name + ": layer norm");
   }
-  float* const to = right.data();
-  call = plain(p, &to);
-  call.x = rows.data();
-  weight.run(call, serial_pool());
-  call = plain(p, &target);
-  call.shift = shift.data();
-  call.modulation = modulation.data();
-  call.prologue_rows = items;
-  call.epsilon = 1e-6f;
-  weight.run(call, thread_pool(2));
-  check(out.same_bytes(right), name + ": layer norm");
 }
 
 }  // namespace
@@ -326,7 +335,7 @@ void test_linear(const Kernels& kernels) {
     weight.run(call, serial_pool());
     check(near_float(p, y), "blocks of rows");
     call.y = to + 1;
-    call.gate = gate.data();
+    call.gate = {gate.data(), 3};
     call.residual = residual.data();
     call.gate_rows = 2;
     weight.run(call, thread_pool(2));

@@ -150,16 +150,18 @@ void test_low_bit(const Kernels& kernels, Activation activation, int64_t group, 
 
 void test_sum(const Kernels& kernels, int columns, Random& random) {
   const Guarded<float> a = normal(random, columns), b = normal(random, columns, 1e-3f), c = normal(random, columns, 1e-5f);
-  const Guarded<float> bias = normal(random, columns), gate = normal(random, columns), rest = normal(random, columns);
+  const Guarded<float> bias = normal(random, columns), rest = normal(random, columns);
+  const int second = columns + 3;  // where the second row of gates begins, and the one that counts here
+  const Guarded<float> gate = normal(random, second + columns);
   Guarded<float> y(columns);
   bool good = true;
   for (bool gated : {false, true}) {
     Epilogue epilogue = {};
-    if (gated) epilogue = {false, gate.data(), rest.data(), columns, 5, 2};
+    if (gated) epilogue = {false, gate.data(), rest.data(), columns, second, 5, 7};
     kernels.sum_row({{a.data(), b.data(), c.data()}, bias.data(), columns, 0, y.data(), epilogue});
     for (int i = 0; i < columns; ++i) {
       const float sum = a[i] + (b[i] + c[i]) + bias[i];
-      good &= y[i] == (gated ? std::fma(gate[i], sum, rest[i]) : sum);
+      good &= y[i] == (gated ? std::fma(gate[second + i], sum, rest[i]) : sum);
     }
   }
   check(good, "sum of " + std::to_string(columns) + " columns");

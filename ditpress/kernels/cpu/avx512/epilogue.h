@@ -28,7 +28,7 @@ DITPRESS_INLINE __m512 gelu(__m512 x) {
 
 // The gate's row for row `r` of the job.
 DITPRESS_INLINE const float* gate_row(const Epilogue& e, int64_t r) {
-  return e.gate + (e.gate_first + r) / e.gate_rows * e.stride;
+  return e.gate + (e.gate_first + r) / e.gate_rows * e.gate_stride;
 }
 
 // 16 values of row `r` of the job, from column `column` of the panel.

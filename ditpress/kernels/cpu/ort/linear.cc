@@ -39,6 +39,7 @@ LinearKernel::LinearKernel(const LinearOp& op, const Api& api_, const KernelInfo
       group_(int_attribute(info, "group_size", 0)),
       fold_scales_(int_attribute(info, "fold_scales", 0) != 0),
       splits_(ints_attribute(info, "splits")),
+      columns_(ints_attribute(info, "columns")),
       kernels_(default_kernels()) {
   if (n_ < 1 || k_ < 1) fail("N=" + std::to_string(n_) + ", K=" + std::to_string(k_) + ", expected both >= 1");
   if (group_ < 1 || k_ % group_)
@@ -58,6 +59,11 @@ LinearKernel::LinearKernel(const LinearOp& op, const Api& api_, const KernelInfo
   if (std::accumulate(splits_.begin(), splits_.end(), int64_t{0}) != n_)
     fail("splits " + text(splits_) + " do not add up to N=" + std::to_string(n_));
   if (gate_ && splits_.size() > 1) fail("gate_residual goes with one output, not with splits");
+  const size_t cut = (norm_ ? 2 : 0) + (gate_ ? 1 : 0);
+  if (!columns_.empty() && columns_.size() != cut)
+    fail("columns " + text(columns_) + ", expected one for each of " + std::to_string(cut) + " inputs");
+  for (const int64_t column : columns_)
+    if (column < 0) fail("columns " + text(columns_) + ", expected none below 0");
 
   const Value* inputs[kMostOwn] = {};
   bool constant[kMostOwn] = {};
@@ -106,6 +112,22 @@ WeightSource LinearKernel::source(const Value* const* inputs) const {
   return result;
 }
 
+SampleRows LinearKernel::sample_rows(const Value* value, const char* what, size_t place, int64_t width,
+                                     int64_t* count) const {
+  const float* const data = data_of<const float>(api, value);
+  if (columns_.empty()) {
+    *count = expect_rows(value, what, width);
+    return {data, width};
+  }
+  const Shape shape = shape_of(api, value);
+  *count = shape.empty() ? 1 : shape[0];
+  const int64_t stride = *count ? count_of(shape) / *count : width, column = columns_[place];
+  if (*count && column > stride - width)
+    fail(std::string(what) + " is " + text(shape) + ", expected rows of " + std::to_string(width) + " values from column " +
+         std::to_string(column) + " on");
+  return {data + (*count ? column : 0), stride};
+}
+
 void LinearKernel::compute(KernelContext* context) {
   constexpr size_t kMost = kMostOwn + 4;
   const size_t wanted = own() + (norm_ ? 2 : 0) + (gate_ ? 2 : 0);
@@ -128,20 +150,18 @@ void LinearKernel::compute(KernelContext* context) {
   call.m = expect_rows(inputs[kX], "x", k_);
   call.x = data_of<const float>(api, inputs[kX]);
   call.bias = data_of<const float>(api, inputs[kBias]);
-  size_t next = own();
+  size_t next = own(), place = 0;
   if (norm_) {
-    call.prologue_rows = expect_rows(inputs[next], "shift", k_);
-    if (expect_rows(inputs[next + 1], "modulation", k_) != call.prologue_rows)
-      fail("shift and modulation have different numbers of rows");
-    call.shift = data_of<const float>(api, inputs[next++]);
-    call.modulation = data_of<const float>(api, inputs[next++]);
+    int64_t rows = 0;
+    call.shift = sample_rows(inputs[next++], "shift", place++, k_, &call.prologue_rows);
+    call.modulation = sample_rows(inputs[next++], "modulation", place++, k_, &rows);
+    if (rows != call.prologue_rows) fail("shift and modulation have different numbers of rows");
     call.epsilon = epsilon_;
   }
   call.gelu = gelu_;
   if (gate_) {
-    call.gate_rows = expect_rows(inputs[next], "gate", n_);
-    if (expect_rows(inputs[next + 1], "residual", n_) != call.m) fail("residual and x have different numbers of rows");
-    call.gate = data_of<const float>(api, inputs[next++]);
+    call.gate = sample_rows(inputs[next++], "gate", place++, n_, &call.gate_rows);
+    if (expect_rows(inputs[next], "residual", n_) != call.m) fail("residual and x have different numbers of rows");
     call.residual = data_of<const float>(api, inputs[next++]);
   }
   std::vector<float*> y(outputs);

@@ -84,8 +84,10 @@ int64_t Node::expect_rows(const Value* value, const char* what, int64_t width) c
 }
 
 Pool Host::pool() {
-  // The size of the runtime's pool is not told; it is the number of cores unless someone changed it.
-  return {run, this, std::max(1, static_cast<int>(std::thread::hardware_concurrency()))};
+  // The size of the runtime's pool is not told; it is the number of cores unless someone changed it. Asked once: the C
+  // library reads a file of the kernel's for every answer, which takes longer than many a node.
+  static const int threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  return {run, this, threads};
 }
 
 void Host::run(void* p, int64_t count, Task task, void* data) {

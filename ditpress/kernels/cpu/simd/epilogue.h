@@ -77,20 +77,20 @@ __attribute__((noinline)) void store_tile(const TileEnd& end, const float* value
   if (!e.gate) return store([](auto y, int, int, int64_t) __attribute__((always_inline)) { return y; });
   // A division a tile, not one a row.
   const int64_t item = gate_row(e, end.row), next = (item + 1) * e.gate_rows - e.gate_first - end.row;
-  const float* const gate = e.gate + item * e.stride;
+  const float* const gate = e.gate + item * e.gate_stride;
   if (next >= rows)
     return store([&](auto y, int r, int n, int64_t count) __attribute__((always_inline)) {
       return add_gated<V>(e, gate, y, end.row + r, n, count);
     });
   store([&](auto y, int r, int n, int64_t count) __attribute__((always_inline)) {
-    return add_gated<V>(e, e.gate + gate_row(e, end.row + r) * e.stride, y, end.row + r, n, count);
+    return add_gated<V>(e, e.gate + gate_row(e, end.row + r) * e.gate_stride, y, end.row + r, n, count);
   });
 }
 
 template <class V>
 DITPRESS_INLINE void sum_parts(const SumJob& job) {
   const Epilogue& e = job.epilogue;
-  const float* const gate = e.gate ? e.gate + gate_row(e, job.row) * e.stride : nullptr;
+  const float* const gate = e.gate ? e.gate + gate_row(e, job.row) * e.gate_stride : nullptr;
   for (int n = 0; n < job.columns; n += V::kLanes) {
     const int64_t left = job.columns - n;
     const auto small = V::add(V::load_first(job.parts[1] + n, left), V::load_first(job.parts[2] + n, left));
