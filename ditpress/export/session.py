@@ -59,7 +59,8 @@ def onnx_session(
 
     Args:
         path: a ``model.onnx`` or the folder that holds it.
-        threads: intra-op threads; None leaves the choice to ONNX Runtime.
+        threads: intra-op threads; None: as many as PyTorch computes with, which knows the cores this process
+            may use and ``OMP_NUM_THREADS``, while ONNX Runtime takes all of the machine.
         library: False runs the model-local functions, as an ONNX Runtime without our library does.
         providers: execution providers, first choice first.
         optimize: False runs every operator as it is written in the file, in float32 as it stands there.
@@ -73,8 +74,7 @@ def onnx_session(
     if not file.is_file():
         raise InputError(f"no ONNX model at {file}: expected {MODEL_FILE} as written by ditpress")
     options = onnxruntime.SessionOptions()
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or torch.get_num_threads()
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     # Between two steps the pipeline computes in PyTorch, on the cores that idle threads would spin on.
