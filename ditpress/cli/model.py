@@ -36,9 +36,7 @@ def inspect_command(model: str, scheduler: Path | None, device: str, as_json: bo
 
 @click.command("bench")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads of ONNX Runtime; default: as PyTorch."
-)
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of ONNX Runtime; default: as PyTorch.")
 @with_options(JSON, QUIET)
 def bench_command(out: Path, threads: int | None, as_json: bool, quiet: bool) -> None:
     """Time one denoising step of the run OUT against the original in fp32, both in ONNX Runtime."""
