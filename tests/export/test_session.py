@@ -106,3 +106,9 @@ def test_threads_and_folder(exported):
     session = onnx_session(path.parent, threads=1, providers=["CPUExecutionProvider"])
     assert session.get_session_options().intra_op_num_threads == 1
     assert session.get_providers() == ["CPUExecutionProvider"]
+
+
+def test_as_many_threads_as_pytorch(exported, monkeypatch):
+    path, _ = exported()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert onnx_session(path).get_session_options().intra_op_num_threads == 3
