@@ -142,7 +142,14 @@ def test_a_stream_narrower_than_attention_is_fused_as_any(tmp_path):
     path, parity = export_transformer(
         quantize(model, "int8", None, "int8"), tmp_path / "transformer", make_calls()
     )
-    assert counts(nodes_of(path)) == {"norm": 2, "gelu": 1, "gate": 2, "merge": 1, "attention": 1}
+    assert counts(nodes_of(path)) == {
+        "norm": 2,
+        "gelu": 1,
+        "gate": 2,
+        "merge": 1,
+        "attention": 1,
+        "columns": 4,
+    }
     assert parity.fusion <= 1e-5
     assert parity.psnr >= 30
 
