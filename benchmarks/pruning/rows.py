@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from comparison import rows
 
 SEEDS = (0, 1, 2)
-# What compared rows train on, so that a row takes minutes on one core. In the same time, output errors alone
-# reach more than with block outputs (13.9 against 13.3 dB after a minute on three blocks of zoo:mnist-dit),
-# and one call a step as much as two.
+# What compared rows train on, so that a row takes minutes on one core: output errors alone, since block
+# outputs cost a pass of the original at every step (the row depth-features has them).
 BUDGET = {
     "prune-depth": ("prune-depth.learned.training.steps=200",),
     "distill": (

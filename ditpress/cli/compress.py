@@ -125,10 +125,7 @@ def _run(
         result = run_recipe(model, parsed, out, fresh=fresh, scheduler=scheduler, device=device)
     if not join().first:
         return
-    if as_json:
-        click.echo(result.report.data.to_json(), nl=False)
-    elif not quiet:
-        show.report_table(result)
+    show.finished(result, as_json, quiet)
 
 
 @click.command("recipes")

@@ -73,10 +73,7 @@ def validate_command(out: Path, against: str | None, as_json: bool, quiet: bool,
         result = revalidate(out, settings)
     if result is None:
         return
-    if as_json:
-        click.echo(result.report.data.to_json(), nl=False)
-    elif not quiet:
-        show.report_table(result)
+    show.finished(result, as_json, quiet)
 
 
 @click.command("check")

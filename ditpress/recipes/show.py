@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import click
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -47,6 +48,14 @@ def inspection_table(found: dict[str, Any]) -> None:
     console.print(facts)
     rows = [(row["role"], row["layers"], row["parameters"], row["format"]) for row in found["linears"]]
     console.print(_linears("weights", rows))
+
+
+def finished(result: Result, as_json: bool, quiet: bool) -> None:
+    """A run's report as its command was asked to show it."""
+    if as_json:
+        click.echo(result.report.data.to_json(), nl=False)
+    elif not quiet:
+        report_table(result)
 
 
 def report_table(result: Result) -> None:
