@@ -1,4 +1,4 @@
-"""Processes that train together, as torchrun starts them: who we are, and sums over all."""
+"""Processes that work together, as torchrun starts them: who we are, and sums over all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PATIENCE = timedelta(days=14)
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that train together; every one calls the same methods in the same order."""
+    """This process among those that work together; every one calls the same methods in the same order."""
 
     rank: int
     size: int
@@ -44,6 +44,10 @@ class Processes:
         dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
 
+    def wait(self) -> None:
+        """Return when every process has come here."""
+        self.sum_([torch.zeros(1)])
+
 
 ALONE = Processes(0, 1)
 
@@ -54,7 +58,7 @@ def join() -> Processes:
     With GPUs the current device becomes that of the local rank.
 
     Raises:
-        InputError: torchrun's variables are there, but not all of them.
+        InputError: torchrun's variables are there, but not all of them, or odd ones.
     """
     size = os.environ.get("WORLD_SIZE", "1")
     if size == "1":
@@ -65,6 +69,11 @@ def join() -> Processes:
             raise InputError(
                 f"WORLD_SIZE is {size}, and {' and '.join(missing) or 'the rest'} missing; start the "
                 "processes by torchrun"
+            )
+        rank = os.environ["RANK"]
+        if not rank.isdigit() or int(rank) >= int(size):
+            raise InputError(
+                f"RANK {rank} of WORLD_SIZE {size}: expected a rank below it, as torchrun sets them"
             )
         backend = "gloo"
         if torch.cuda.is_available():

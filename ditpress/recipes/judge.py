@@ -26,6 +26,7 @@ from ditpress.files import hash_tree
 from ditpress.load.checkpoint import load_compressed
 from ditpress.load.denoiser import Denoiser, load_denoiser
 from ditpress.load.weights import load_transformer
+from ditpress.processes import join
 from ditpress.recipes.checkpoint import MANIFEST, content_key
 from ditpress.recipes.conclude import networks, real_images
 from ditpress.recipes.recipe import Recipe, ValidationSpec, load_recipe
@@ -151,7 +152,9 @@ class Judge:
         onnx = OnnxTransformer(self.path / "onnx" / "transformer")
         drawing = Drawing(self.spec.samples, first_seed(self.seed), self.spec.steps, self.spec.guidance)
         work = self.path / "stages" / f".work-samples-{self._key()[:12]}"
-        drawn = draw_table(self.original, self.shipped.with_transformer(onnx), drawing, self.networks, work)
+        drawn = draw_table(
+            self.original, self.shipped.with_transformer(onnx), drawing, self.networks, work, join()
+        )
         if drawn is None:
             return None
         table, images = drawn

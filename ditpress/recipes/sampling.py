@@ -18,8 +18,8 @@ from torch import Tensor
 from ditpress.errors import InputError
 from ditpress.files import write_atomic
 from ditpress.load.denoiser import Denoiser
+from ditpress.processes import ALONE, Processes
 from ditpress.progress import track
-from ditpress.validate.shards import rank_and_count, wait_for_all
 from ditpress.validate.table import SIDES, Networks, Table, join, tabulate
 
 BLOCK = 64
@@ -37,23 +37,28 @@ class Drawing:
 
 
 def draw_table(
-    original: Denoiser, compressed: Denoiser, drawing: Drawing, networks: Networks, work: Path
+    original: Denoiser,
+    compressed: Denoiser,
+    drawing: Drawing,
+    networks: Networks,
+    work: Path,
+    processes: Processes = ALONE,
 ) -> tuple[Table, dict[str, Tensor]] | None:
     """Draw what is missing in ``work`` and put all blocks together.
 
     Args:
         work: folder of the blocks, of this drawing and these models alone; what is in it counts as drawn.
+        processes: that share out the blocks, each with the models and ``work`` on a disk that they share.
 
     Returns:
-        the table and the first images by side, in the process of rank 0; None in the others.
+        the table and the first images by side, in the first process; None in the others.
 
     Raises:
         InputError: the models draw images of different sizes, or no images.
         StageError: a model draws NaN.
     """
-    rank, count = rank_and_count()
     blocks = range(0, drawing.samples, BLOCK)
-    mine = [start for index, start in enumerate(blocks) if index % count == rank]
+    mine = [start for index, start in enumerate(blocks) if index % processes.size == processes.rank]
     for start in track([start for start in mine if not _is_whole(_file(work, start))], "samples"):
         size = min(BLOCK, drawing.samples - start)
         seeds = range(drawing.first_seed + start, drawing.first_seed + start + size)
@@ -73,8 +78,8 @@ def draw_table(
             pairs = zip(SIDES, images, strict=True)
             table |= {f"shown.{side}": drawn[:SHOWN].contiguous() for side, drawn in pairs}
         write_atomic(_file(work, start), save(table))
-    wait_for_all()
-    if rank:
+    processes.wait()
+    if not processes.first:
         return None
     tables = list(_read(work, blocks))
     shown = {side: tables[0].pop(f"shown.{side}") for side in SIDES}

@@ -20,6 +20,11 @@ KID_SUBSETS = 50
 KID_SUBSET_SIZE = 500
 
 
+def _alone() -> bool:
+    """Tells torchmetrics that no other process holds rows of a metric: it would wait for them to join in."""
+    return False
+
+
 class Precomputed(nn.Module):
     """The "network" handed to torchmetrics: its input already is the features [n, D].
 
@@ -41,7 +46,7 @@ def fid(features: Tensor, reference: Tensor) -> float:
         InputError: fewer than two samples, or feature lengths differ.
     """
     _check(features, reference, "FID")
-    metric = FrechetInceptionDistance(feature=Precomputed(features.shape[1]))
+    metric = FrechetInceptionDistance(feature=Precomputed(features.shape[1]), distributed_available_fn=_alone)
     metric.update(reference.double(), real=True)
     metric.update(features.double(), real=False)
     # Equal sets come out at about -1e-12: rounding of the eigenvalues, the distance is never negative.
@@ -64,7 +69,10 @@ def kid(features: Tensor, reference: Tensor, *, seed: int = 0) -> float:
         warnings.filterwarnings("ignore", message=".*will save all extracted features in buffer.*")
         torch.manual_seed(seed)
         metric = KernelInceptionDistance(
-            Precomputed(features.shape[1]), subsets=KID_SUBSETS, subset_size=size
+            Precomputed(features.shape[1]),
+            subsets=KID_SUBSETS,
+            subset_size=size,
+            distributed_available_fn=_alone,
         )
         metric.update(reference.double(), real=True)
         metric.update(features.double(), real=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -15,29 +16,37 @@ from validate.conftest import save_clip
 
 from ditpress.errors import InputError
 from ditpress.load.denoiser import Denoiser, load_denoiser
+from ditpress.processes import Processes
 from ditpress.recipes import sampling
 from ditpress.recipes.sampling import Drawing, draw_table
+from ditpress.validate import fidelity
 from ditpress.validate.extractor import FeatureExtractor
-from ditpress.validate.shards import rank_and_count
 from ditpress.validate.table import Networks, tabulate
 
 DRAWING = Drawing(samples=150, first_seed=7, steps=2, guidance=1.0)
 
+# The first process alone computes figures, while the others are already gone.
 WORKER = """
+import json
 import sys
 from pathlib import Path
 from safetensors.torch import save_file
 from ditpress.load.denoiser import load_denoiser
+from ditpress.processes import join
 from ditpress.recipes.sampling import Drawing, draw_table
+from ditpress.validate import fidelity
 from ditpress.validate.extractor import FeatureExtractor
 from ditpress.validate.table import Networks
 
 folder = Path(sys.argv[1])
 models = [load_denoiser(str(folder / name)) for name in ("a", "b")]
 networks = Networks(FeatureExtractor(folder / "clip"))
-drawn = draw_table(*models, Drawing(150, 7, 2, 1.0), networks, folder / "torchrun")
+drawn = draw_table(*models, Drawing(150, 7, 2, 1.0), networks, folder / "torchrun", join())
 if drawn is not None:
     save_file(drawn[0], folder / "table.safetensors")
+    rows = [drawn[0][side + ".features"] for side in ("compressed", "original")]
+    figures = [join().size, fidelity.fid(*rows), fidelity.kid(*rows)]
+    (folder / "figures.json").write_text(json.dumps(figures))
 """
 
 
@@ -68,10 +77,11 @@ def alone(models: tuple[Denoiser, Denoiser], networks: Networks, folder: Path) -
     return drawn[0]
 
 
-def as_rank(monkeypatch: pytest.MonkeyPatch, rank: int, count: int) -> None:
-    monkeypatch.setenv("RANK", str(rank))
-    monkeypatch.setenv("WORLD_SIZE", str(count))
-    monkeypatch.setattr(sampling, "wait_for_all", lambda: None)
+class InTurn(Processes):
+    """Processes that are played one after the other."""
+
+    def wait(self) -> None:
+        """Nobody else is there."""
 
 
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -94,12 +104,10 @@ def test_any_number_of_processes_gives_the_same_bits(
     networks: Networks,
     alone: dict[str, torch.Tensor],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     count: int,
 ) -> None:
     for rank in reversed(range(count)):  # rank 0 puts together what all have drawn
-        as_rank(monkeypatch, rank, count)
-        drawn = draw_table(*models, DRAWING, networks, tmp_path)
+        drawn = draw_table(*models, DRAWING, networks, tmp_path, InTurn(rank, count))
         assert (drawn is None) == (rank > 0)
     assert drawn is not None
     assert equal(drawn[0], alone)
@@ -114,6 +122,9 @@ def test_torchrun(folder: Path, alone: dict[str, torch.Tensor]) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert equal(load_file(folder / "table.safetensors"), alone)
+    rows = [alone[f"{side}.features"] for side in ("compressed", "original")]
+    figures = json.loads((folder / "figures.json").read_text())
+    assert figures == [2, fidelity.fid(*rows), fidelity.kid(*rows)]
 
 
 def test_a_killed_measurement_goes_on_where_it_stopped(
@@ -165,14 +176,6 @@ def test_models_of_different_image_sizes_are_refused(
     tiny_pipeline(sample_size=12).save_pretrained(tmp_path / "larger")
     with pytest.raises(InputError, match="draw images of the same size"):
         draw_table(models[0], load_denoiser(str(tmp_path / "larger")), DRAWING, networks, tmp_path / "work")
-
-
-@pytest.mark.parametrize(("rank", "count"), [("x", "2"), ("2", "2"), ("-1", "2")])
-def test_odd_ranks_are_refused(monkeypatch: pytest.MonkeyPatch, rank: str, count: str) -> None:
-    monkeypatch.setenv("RANK", rank)
-    monkeypatch.setenv("WORLD_SIZE", count)
-    with pytest.raises(InputError, match="torchrun"):
-        rank_and_count()
 
 
 def test_a_broken_block_of_nan_is_no_block(tmp_path: Path) -> None:

@@ -76,3 +76,16 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(InputError, match=r"WORLD_SIZE is 2, and RANK .*missing; start .* by torchrun"):
         join()
+
+
+@pytest.mark.parametrize(("rank", "size"), [("x", "2"), ("2", "2"), ("-1", "2"), ("0", "many"), ("0", "0")])
+def test_odd_ranks_are_refused(monkeypatch: pytest.MonkeyPatch, rank: str, size: str) -> None:
+    for name, value in {
+        "RANK": rank,
+        "WORLD_SIZE": size,
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="torchrun"):
+        join()
