@@ -10,6 +10,7 @@ from tiny_dit import tiny_pipeline
 from torch import Tensor
 
 from ditpress.calibrate.calls import Call
+from ditpress.calibrate.parts import rows_of
 from ditpress.compress.distill.examples import Example, Mixed, mixed
 from ditpress.compress.distill.trainer import Training, distill
 from ditpress.compress.distill.trajectories import record_trajectories
@@ -21,18 +22,18 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def test_every_row_is_dealt_once_and_each_batch_has_all_timesteps() -> None:
-    calls = [(float(timestep), rows) for rows in (6, 6, 6, 3) for timestep in (900, 500, 100)]
-    batches = mixed(calls, generator())
+    calls = [(float(timestep), range(rows)) for rows in (6, 6, 6, 3) for timestep in (900, 500, 100)]
+    batches = mixed(calls, 6, generator())
     assert Counter(pick for batch in batches for pick in batch) == Counter(
-        (index, row) for index, (_, rows) in enumerate(calls) for row in range(rows)
+        (index, row) for index, (_, rows) in enumerate(calls) for row in rows
     )
     assert {len(batch) for batch in batches} <= {5, 6}
     for batch in batches:
         counts = Counter(calls[index][0] for index, _ in batch)
         assert set(counts) == {900.0, 500.0, 100.0}
         assert max(counts.values()) - min(counts.values()) <= 1
-    assert mixed(calls, generator()) == batches
-    assert mixed(calls, generator(1)) != batches
+    assert mixed(calls, 6, generator()) == batches
+    assert mixed(calls, 6, generator(1)) != batches
 
 
 def test_the_error_of_a_row_is_in_parts_of_the_signal_at_its_timestep() -> None:
@@ -51,9 +52,13 @@ def recorded() -> tuple[torch.nn.Module, list[Call], list[Tensor]]:
     return denoiser.transformer, calls, outputs
 
 
+def whole(calls: list[Call]) -> list[range]:
+    return [range(rows_of(call)) for call in calls]
+
+
 def test_mixed_rows_have_the_answers_of_their_own_calls() -> None:
     transformer, calls, outputs = recorded()
-    examples = Mixed(calls, outputs, generator())
+    examples = Mixed(calls, outputs, whole(calls), generator())
     assert len(examples.timesteps) == 6  # 24 rows, at most four in a call
     seen = 0
     for index in range(6):
@@ -75,9 +80,9 @@ def test_a_student_that_is_the_teacher_has_nothing_to_learn_from_mixed_rows() ->
     transformer, calls, outputs = recorded()
     parameters = [{"params": list(transformer.parameters())}]
     training = Training(steps=6, calls=1, learning_rate=1e-9)
-    losses = distill(transformer, transformer, calls, training, parameters, targets=outputs, mix=True)
+    rows = whole(calls)
+    losses = distill(transformer, transformer, calls, training, parameters, targets=outputs, rows=rows)
     assert max(losses) < 1e-8
-    losses = distill(
-        transformer, transformer, calls, training, parameters, targets=[2 * o for o in outputs], mix=True
-    )
+    doubled = [2 * output for output in outputs]
+    losses = distill(transformer, transformer, calls, training, parameters, targets=doubled, rows=rows)
     assert min(losses) > 0.2  # of the doubled signal, a half is missing: 1/4 of its energy on average

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ditpress.calibrate.calls import Call, record_calls
 from ditpress.compress import DistillGuidance, check_order, parse_stage
-from ditpress.compress.distill.guidance import conditional, guided
+from ditpress.compress.distill.guidance import conditional, guided, thinned, without_condition
 from ditpress.compress.distill.trajectories import record_trajectories
 from ditpress.compress.stage import RunContext
 from ditpress.errors import InputError
@@ -157,3 +157,51 @@ def test_refusals() -> None:
     with pytest.raises(InputError, match="stage distill must not come after distill-guidance; put distill"):
         check_order([parse_stage("distill-guidance"), parse_stage("distill")])
     check_order([parse_stage("distill"), parse_stage("distill-guidance"), parse_stage("quantize")])
+
+
+def test_rows_without_a_class_are_found_in_what_a_pipeline_gives() -> None:
+    calls, _ = recorded(denoiser())
+    for call in calls:
+        bare = call.kwargs["class_labels"] == CLASSES
+        assert bare.sum() == 6
+        assert list(without_condition(call)) == bare.nonzero().flatten().tolist()
+    alone, _ = record_trajectories(denoiser(), samples=4, steps=2, guidance=1.0, seed=0, batch_size=4)
+    assert all(not without_condition(call) for call in alone)
+
+
+def prompted(negative_first: bool, prompts: Tensor, images: int = 3) -> Call:
+    """A call as text pipelines make it: embeddings and pooled ones, the empty prompt beside each."""
+    x = torch.randn(images, 4, 2, 2, generator=torch.Generator().manual_seed(1))
+    empty = torch.zeros(images, 5, 8)
+    halves = (empty, prompts) if negative_first else (prompts, empty)
+    embeddings = torch.cat(halves)
+    kwargs = {
+        "hidden_states": torch.cat([x, x]),
+        "timestep": torch.full((2 * images,), 7.0),
+        "encoder_hidden_states": embeddings,
+        "pooled_projections": embeddings.mean(1),
+        "return_dict": False,
+    }
+    return Call(7.0, kwargs)
+
+
+def test_rows_without_a_prompt_are_found_on_either_side() -> None:
+    prompts = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(2))
+    assert list(without_condition(prompted(True, prompts))) == [0, 1, 2]
+    assert list(without_condition(prompted(False, prompts))) == [3, 4, 5]
+    same = prompts[:1].expand(3, -1, -1)  # one prompt for all images: no telling which half is which
+    assert not without_condition(prompted(True, same))
+    other = prompted(True, prompts)
+    other.kwargs["hidden_states"][0] += 1  # no pairs
+    assert not without_condition(other)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_a_share_of_the_rows_without_a_class_stays(share: float) -> None:
+    calls, _ = recorded(denoiser())
+    rows = thinned(calls, share, torch.Generator().manual_seed(0))
+    labels = torch.cat([call.kwargs["class_labels"][own] for call, own in zip(calls, rows, strict=True)])
+    whole = 6 * len(calls)
+    assert int((labels != CLASSES).sum()) == whole
+    assert int((labels == CLASSES).sum()) == int(share * whole)
+    assert all(own == sorted(set(own)) for own in rows)

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from ditpress.compress.distill.guidance import thinned
 from ditpress.compress.distill.student_stage import StudentStage
 from ditpress.compress.distill.trainer import Training
 from ditpress.compress.stage import RunContext, register_stage
@@ -20,6 +22,7 @@ from ditpress.load.anatomy import Anatomy, Role
 
 if TYPE_CHECKING:
     from ditpress.calibrate.calibration import Want
+    from ditpress.calibrate.calls import Call
     from ditpress.load.denoiser import Denoiser
 
 
@@ -52,7 +55,17 @@ class Distill(StudentStage):
     train: tuple[Role, ...] | None = Field(
         default=None, description="roles of the linears to train; null: every parameter of the model"
     )
+    unconditional: float = Field(
+        default=0.25,
+        ge=0,
+        le=1,
+        description="part of the rows recorded without a condition, for guidance, that are learned; under "
+        "guidance w their error counts (w - 1) / w of that of the others",
+    )
     training: DistillTraining = DistillTraining()
+
+    def rows(self, calls: Sequence[Call]) -> Sequence[Sequence[int]]:
+        return thinned(calls, self.unconditional, torch.Generator().manual_seed(self.training.seed))
 
     def apply_in_run(
         self, denoiser: Denoiser, statistics: Mapping[Want, Tensor], context: RunContext

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
+from ditpress.calibrate.parts import rows_of
 from ditpress.compress.distill.losses import masked_error, relative_error
 from ditpress.compress.distill.resume import SavedTraining
 from ditpress.compress.distill.trainer import distill
@@ -52,6 +53,10 @@ class StudentStage(TrajectoryStage):
             )
         return context.original()
 
+    def rows(self, calls: Sequence[Call]) -> Sequence[Sequence[int]]:
+        """Of every call, the rows that are learned."""
+        return [range(rows_of(call)) for call in calls]
+
     def learn(
         self,
         student: nn.Module,
@@ -80,7 +85,7 @@ class StudentStage(TrajectoryStage):
             self.training,
             groups,
             targets=targets,
-            mix=True,
+            rows=self.rows(calls),
             blocks=block_pairs(student, teacher, original.anatomy, kept, self.kind),
             of_teacher=kept_parts(teacher, channels),
             feature_error=masked_error if self.feature_loss == "masked" else relative_error,

@@ -62,7 +62,7 @@ def distill(
     groups: Sequence[dict[str, Any]],
     *,
     targets: Sequence[Tensor] | None = None,
-    mix: bool = False,
+    rows: Sequence[Sequence[int]] | None = None,
     blocks: Sequence[tuple[str, str]] = (),
     feature_error: Callable[[Tensor, Tensor], Tensor] = relative_error,
     of_teacher: Callable[[list[Tensor]], list[Tensor]] = list,
@@ -89,7 +89,8 @@ def distill(
         groups: parameter groups of AdamW; their "rate" (1 where missing) multiplies the learning rate.
             Whether a parameter of them takes gradients is set here, and unset at the end.
         targets: the teacher's output of every call, where it is known; else it is computed.
-        mix: see rows of many timesteps together, in batches as large as the calls; else calls as they are.
+        rows: of every call those that are seen, many timesteps together, in batches as large as the calls;
+            None: whole calls as they are.
         blocks: names of modules whose outputs are compared, (in the student, in the teacher); needed with
             ``training.features``.
         feature_error: of the student's and the teacher's output of a block, a scalar.
@@ -122,7 +123,7 @@ def distill(
     if targets is None:
         targets = teacher_outputs(teacher, calls, device)
     generator = torch.Generator().manual_seed(training.seed)
-    examples = Mixed(calls, targets, generator) if mix else Whole(calls, targets)
+    examples = Whole(calls, targets) if rows is None else Mixed(calls, targets, rows, generator)
     peaks = [training.learning_rate * group.get("rate", 1.0) for group in groups]
     optimizer = make_optimizer(
         training.optimizer,
