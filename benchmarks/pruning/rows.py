@@ -21,12 +21,13 @@ BUDGET = {
     ),
     "ternary": ("ternary.samples=64", "ternary.training.steps=400", "ternary.training.features=0"),
 }
-# What whole recipes train on: as much as a core does in a quarter of an hour.
+# What whole recipes train on: most of an hour of a core, with block outputs, as the recipes have it.
 LONG = BUDGET | {
     "distill": (
         "distill.samples=1024",
-        "distill.training.steps=5000",
-        *BUDGET["distill"][2:],
+        "distill.training.steps=12000",
+        "distill.training.calls=1",
+        "distill.training.learning_rate=1e-3",
     ),
 }
 CRITERIA = ("learned", "output", "similarity", "random")
