@@ -8,7 +8,8 @@ import onnx.parser
 import onnx_ir as ir
 
 from ditpress.errors import InputError
-from ditpress.export.functions.bodies import ATTENTION_BODY, body_of, output_names
+from ditpress.export.functions.attention import ATTENTION_BODY
+from ditpress.export.functions.bodies import body_of, output_names
 from ditpress.export.functions.kinds import (
     ATTENTION,
     COLUMNS,
