@@ -79,10 +79,8 @@ _BYTES = """
     unit = Constant <value_float = 1.0> ()
     codes_float = DequantizeLinear (codes, unit, zero_point)
 """
-# [256, values] that a byte stands for, by the digits of the byte to a base, the first code lowest. Rows may
-# end in unused digits.
-_DIGITS = """
-    entries_float = Cast <to = 1> (codebook)
+# The digits of every byte to a base, the first code lowest; rows may end in unused digits.
+_DIGITS_OF_BYTES = """
     first = Constant <value_int = 0> ()
     end = Constant <value_int = 256> ()
     stride = Constant <value_int = 1> ()
@@ -92,8 +90,8 @@ _DIGITS = """
     base = Constant <value_int = {base}> ()
     quotients = Div (byte_column, powers)
     digits = Mod (quotients, base)
-    byte_table = Gather (entries_float, digits)
-    index = Cast <to = 6> (codes_float)
+"""
+_VALUES_OF_BYTES = """
     looked_up = Gather <axis = 0> (byte_table, index)
     row_shape = Concat <axis = 0> (n, minus_one)
     rows = Reshape (looked_up, row_shape)
@@ -101,20 +99,23 @@ _DIGITS = """
     row_axis = Constant <value_ints = [1]> ()
     values = Slice (rows, row_start, k, row_axis)
 """
-# [tables * 256, 2] that a byte stands for in each table of 16, and the rows of a channel's own.
-_DIGITS_OF_TABLES = """
+# byte_table [256, values]: what a byte stands for.
+_DIGITS = (
+    _DIGITS_OF_BYTES
+    + """
+    entries_float = Cast <to = 1> (codebook)
+    byte_table = Gather (entries_float, digits)
+    index = Cast <to = 6> (codes_float)
+"""
+    + _VALUES_OF_BYTES
+)
+# byte_table [tables * 256, 2]: what it stands for in each table of 16; index: the rows of a channel's own.
+_DIGITS_OF_TABLES = (
+    _DIGITS_OF_BYTES.format(powers="[1, 16]", base=16)
+    + """
     entries_float = Cast <to = 1> (codebook)
     tables_shape = Constant <value_ints = [-1, 16]> ()
     tables = Reshape (entries_float, tables_shape)
-    first = Constant <value_int = 0> ()
-    end = Constant <value_int = 256> ()
-    stride = Constant <value_int = 1> ()
-    bytes = Range (first, end, stride)
-    byte_column = Unsqueeze (bytes, minus_one)
-    powers = Constant <value_ints = [1, 16]> ()
-    base = Constant <value_int = 16> ()
-    quotients = Div (byte_column, powers)
-    digits = Mod (quotients, base)
     byte_tables = Gather <axis = 1> (tables, digits)
     pairs_shape = Constant <value_ints = [-1, 2]> ()
     byte_table = Reshape (byte_tables, pairs_shape)
@@ -124,13 +125,9 @@ _DIGITS_OF_TABLES = """
     table_start = Mul (table_int, table_size)
     table_column = Unsqueeze (table_start, minus_one)
     index = Add (byte_index, table_column)
-    looked_up = Gather <axis = 0> (byte_table, index)
-    row_shape = Concat <axis = 0> (n, minus_one)
-    rows = Reshape (looked_up, row_shape)
-    row_start = Constant <value_ints = [0]> ()
-    row_axis = Constant <value_ints = [1]> ()
-    values = Slice (rows, row_start, k, row_axis)
 """
+    + _VALUES_OF_BYTES
+)
 _WHOLE_BYTES = """
     entries_float = Cast <to = 1> (codebook)
     vectors_shape = Constant <value_ints = [256, -1]> ()
