@@ -100,6 +100,7 @@ ABLATIONS: tuple[Row, ...] = (
         "quantize.weights.rounding=nearest",
         "quantize.modulation.rounding=nearest",
     ),
+    _ablation("w8a8", "inputs in float", "quantize.activations=none"),
     _ablation("w4a8", "without smoothing", without=["smooth"]),
     _ablation("w4a8", "without grid search", "smooth.alpha=0.5"),
     _ablation(
