@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -80,4 +81,7 @@ def join() -> Processes:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
             backend = "cpu:gloo,cuda:nccl"
         dist.init_process_group(backend, timeout=PATIENCE)
+        # Gloo's threads let go of tensors, for which they need Python: they have to end before it does,
+        # or the process is aborted after its work is done.
+        atexit.register(dist.destroy_process_group)
     return Processes(dist.get_rank(), dist.get_world_size())
