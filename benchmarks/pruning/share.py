@@ -14,7 +14,8 @@ from pathlib import Path
 
 from comparison.process import RESULT, RUN
 from ditpress.recipes.checkpoint import MANIFEST, Checkpoints
-from ditpress.recipes.engine import identity_of, load_for, stage_keys
+from ditpress.recipes.engine import identity_of, stage_keys
+from ditpress.recipes.loading import load_for
 from ditpress.recipes.recipe import Recipe
 from ditpress.recipes.run import open_run
 

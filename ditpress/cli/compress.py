@@ -111,7 +111,8 @@ def _run(
         parsed = with_data(parsed, data)
     from ditpress.processes import join
     from ditpress.recipes import show
-    from ditpress.recipes.engine import load_for, run_recipe
+    from ditpress.recipes.engine import run_recipe
+    from ditpress.recipes.loading import load_for
 
     with silence(quiet or as_json):
         if dry_run:

@@ -16,27 +16,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import numpy as np
-import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
-import onnxscript
 import torch
 from torch import Tensor, nn
 
-import ditpress.kernels.qlinear  # noqa: F401  (declares torch.ops.ditpress.qlinear)
 from ditpress.errors import InputError, StageError
 from ditpress.export.fixes import name_batch, repair, simplify, strip_metadata
-from ditpress.export.functions import DOMAIN, KINDS, OPSET, Kind, attach_functions, kind_of, name_nodes
+from ditpress.export.functions import DOMAIN, OPSET, attach_functions, name_nodes
 from ditpress.export.fuse import apply_rules, rule_names
 from ditpress.export.inputs import OUTPUT_NAME, Keywords, Signature
 from ditpress.export.openloop import compare_pieces, rounding_nodes
 from ditpress.export.parity import Parity, cases, compare, relative_difference
 from ditpress.export.session import CONSTANTS_KEY, MODEL_FILE, kernels_run, onnx_session, run_session
 from ditpress.export.shorten import shorten
+from ditpress.export.translation import TRANSLATIONS
 from ditpress.files import atomic_folder
 from ditpress.fused import unfused
-from ditpress.kernels.arguments import TABLE_ENTRIES
 from ditpress.kernels.linear import QuantizedLinear
 
 Target = Literal["ditpress", "portable"]
@@ -170,7 +166,7 @@ def build_model(transformer: nn.Module, signature: Signature, call: Mapping[str,
             opset_version=OPSET,
             input_names=list(signature.tensors),
             output_names=[OUTPUT_NAME],
-            custom_translation_table={torch.ops.ditpress.qlinear.default: _translate},
+            custom_translation_table=TRANSLATIONS,
             optimize=False,
             verbose=False,
         )
@@ -208,91 +204,6 @@ def inline_functions(model: ir.Model) -> None:
     simplify(model)
     passes.NameFixPass()(model)
     strip_metadata(model)
-
-
-_ATTRIBUTES = {
-    "N": "INT",
-    "K": "INT",
-    "group_size": "INT",
-    "fold_scales": "INT",
-    "prologue": "STRING",
-    "epsilon": "FLOAT",
-    "epilogue": "STRING",
-}
-
-
-def _schema(kind: Kind) -> onnx.defs.OpSchema:
-    schema = onnx.defs.OpSchema
-    value = schema.FormalParameter
-    return schema(
-        kind.name,
-        DOMAIN,
-        1,
-        inputs=[
-            value("x", "T"),
-            value("codes", "C"),
-            value("scale", "S"),
-            value("codebook", "E"),
-            value("bias", "T"),
-            *([value("table", "C")] if "table" in kind.inputs else []),
-        ],
-        outputs=[value("y", "T")],
-        type_constraints=[
-            ("T", ["tensor(float)"], ""),
-            ("C", ["tensor(uint8)"], ""),
-            ("S", ["tensor(float16)", "tensor(float)"], ""),
-            ("E", ["tensor(int8)"], ""),
-        ],
-        attributes=[
-            schema.Attribute(name, getattr(schema.AttrType, type_), "", required=True)
-            for name, type_ in _ATTRIBUTES.items()
-        ],
-    )
-
-
-_OPS = {
-    name: onnxscript.values.Op(onnxscript.values.Opset(DOMAIN, 1), name, _schema(kind))
-    for name, kind in KINDS.items()
-}
-
-
-def _translate(
-    x: Any,
-    codes: Any,
-    scale: Any,
-    codebook: Any,
-    bias: Any,
-    activation: str,
-    fold_scales: bool = False,
-    table: Any = None,
-) -> Any:
-    """``torch.ops.ditpress.qlinear`` as one ONNX node; the lengths become attributes."""
-    tables = table is not None
-    entries = TABLE_ENTRIES if tables else int(codebook.shape[0])
-    kind = kind_of(entries, int(codebook.shape[1]), activation, tables)
-    out_features, in_features = int(codes.shape[0]), int(x.shape[-1])
-    if bias is None:
-        bias = _constant(np.zeros(out_features, np.float32))
-    flat = onnxscript.opset20.Reshape(codebook, _constant(np.array([-1], np.int64)))
-    return _OPS[kind.name](
-        x,
-        codes,
-        scale,
-        flat,
-        bias,
-        *([table] if tables else []),
-        N=out_features,
-        K=in_features,
-        group_size=in_features // int(scale.shape[1]),
-        fold_scales=int(fold_scales),
-        prologue="",
-        epsilon=0.0,
-        epilogue="",
-    )
-
-
-def _constant(array: np.ndarray) -> Any:
-    return onnxscript.opset20.Constant(value=onnx.numpy_helper.from_array(array))
 
 
 def _config_json(transformer: nn.Module) -> str:

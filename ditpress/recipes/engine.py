@@ -7,7 +7,6 @@ from its last finished step, and ends in the same bits as an undisturbed one.
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,67 +17,22 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from ditpress.calibrate.calls import Call, load_calls
-from ditpress.compress.stage import RunContext, complete
-from ditpress.errors import DitpressError, InputError, StageError
-from ditpress.load.denoiser import Denoiser, load_denoiser
+from ditpress.compress.stage import RunContext
+from ditpress.errors import DitpressError, StageError
+from ditpress.load.denoiser import Denoiser
 from ditpress.processes import ALONE, Processes, join
 from ditpress.recipes import bench, steps
 from ditpress.recipes.checkpoint import Checkpoints, Manifest, content_key
 from ditpress.recipes.conclude import conclude
 from ditpress.recipes.estimate import disk_bytes
 from ditpress.recipes.follow import Task, absolute, follow
+from ditpress.recipes.loading import load_for, load_model, original_of
 from ditpress.recipes.recipe import Recipe
 from ditpress.recipes.result import Result
 from ditpress.recipes.run import RunFolder, open_run
-from ditpress.recipes.skeleton import planned, skeleton
+from ditpress.recipes.skeleton import skeleton
 
 log = logging.getLogger(__name__)
-
-
-def load_for(
-    model: str | DiffusionPipeline,
-    recipe: Recipe,
-    *,
-    scheduler: str | Path | None = None,
-    device: str = "cpu",
-) -> tuple[Denoiser, Recipe]:
-    """The denoiser, and the recipe with all written in that it takes from the model and from its own stages.
-
-    A pipeline object stays as it is: its transformer is copied before the stages change it.
-
-    Raises:
-        InputError: no such model, or one that a stage of the recipe cannot take.
-    """
-    denoiser = _load(model, recipe, scheduler, device)
-    recipe = recipe.model_copy(update={"stages": complete(recipe.stages)})
-    planned(denoiser, recipe.stages)
-    calibration, validation = recipe.calibration, recipe.validation
-    guidance = denoiser.default_guidance
-    for stage in recipe.stages:
-        scale = stage.builds_in(denoiser)
-        guidance = guidance if scale is None else scale
-        if scale is not None and validation.guidance not in (None, scale):
-            raise InputError(
-                f"validation.guidance {validation.guidance:g}: {stage.kind} builds in {scale:g}, and the "
-                "result draws at no other scale; give both the same"
-            )
-    if calibration.guidance is None:
-        calibration = calibration.model_copy(update={"guidance": guidance})
-    if validation.guidance is None:
-        validation = validation.model_copy(update={"guidance": guidance})
-    if validation.steps is None:
-        validation = validation.model_copy(update={"steps": denoiser.default_steps})
-    return denoiser, recipe.model_copy(update={"calibration": calibration, "validation": validation})
-
-
-def _load(
-    model: str | DiffusionPipeline, recipe: Recipe, scheduler: str | Path | None, device: str
-) -> Denoiser:
-    if isinstance(model, DiffusionPipeline):
-        original = model
-        model = copy.copy(original)
-        model.transformer = copy.deepcopy(original.transformer)
-    return load_denoiser(model, scheduler=scheduler, device=device, seed=recipe.seed)
 
 
 def run_recipe(
@@ -108,9 +62,9 @@ def run_recipe(
     """
     processes = join()
     denoiser, recipe = load_for(model, recipe, scheduler=scheduler, device=device)
-    load = partial(_load, model, recipe, scheduler, device)
+    load = partial(load_model, model, recipe, scheduler, device)
     if not processes.first:
-        follow(denoiser, recipe, partial(_original, denoiser, load), processes)
+        follow(denoiser, recipe, partial(original_of, denoiser, load), processes)
         return Result(Path(out))
     identity = identity_of(denoiser, recipe, scheduler)
     path = Path(out)
@@ -251,7 +205,7 @@ class _Run:
             with _named(f"stage {index}/{len(stages)} {stage.kind}"):
                 facts = [self.done.records[i, stages[i - 1].kind].facts for i in range(1, index)]
                 work = self.done.work(index, stage.kind, keys[index])
-                context = RunContext(calls, partial(_original, self.denoiser, self.load), facts, work)
+                context = RunContext(calls, partial(original_of, self.denoiser, self.load), facts, work)
                 if stage.shared and self.processes.size > 1:
                     context = replace(context, processes=self.processes)
                     start = None if index == 1 else absolute(self.stage_folder(index - 1, keys[index - 1]))
@@ -299,16 +253,6 @@ class _Run:
 
     def folder(self, index: int, manifest: Manifest) -> Path:
         return self.done.folder(index, manifest.name, manifest.key)
-
-
-def _original(denoiser: Denoiser, load: Callable[[], Denoiser]) -> Denoiser:
-    """The model as it was before all stages, in the pipeline of this run."""
-    loaded = load()
-    if loaded.fingerprint != denoiser.fingerprint:
-        raise InputError(
-            f"{denoiser.source.spec} was changed while the run was under way; run again with --fresh"
-        )
-    return denoiser.with_transformer(loaded.transformer)
 
 
 @contextlib.contextmanager

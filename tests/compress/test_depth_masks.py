@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 from depth_cases import LEARNED, denoiser, plant_identities, recorded, smaller, stage
+from resume_cases import check_resumed
 
-from ditpress.compress.distill.resume import FILE
 from ditpress.compress.prune.depth_learned import Gates, Group, LearnedSpec
 from ditpress.compress.prune.masks import all_masks, gumbel_noise, sample_mask
 from ditpress.compress.stage import RunContext
+from ditpress.load import Denoiser
 
 
 @pytest.mark.parametrize(("keep", "size"), [(1, 2), (2, 4), (3, 4), (3, 6)])
@@ -83,33 +84,12 @@ def test_learned_masks_find_the_blocks_that_do_nothing(planted: tuple[int, int])
     assert not any(module._forward_hooks for module in model.transformer.modules())
 
 
-class Killed(Exception):
-    pass
-
-
 def test_resumed_masks_are_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     learned = LEARNED | {"save_every": 4, "training": LEARNED["training"] | {"steps": 14}}
-    whole = denoiser()
-    expected = stage(learned=learned).apply_calls(whole, {}, recorded(whole))
-    steps = torch.optim.AdamW.step
-    taken = 0
 
-    def step(self: torch.optim.AdamW, *args: Any) -> Any:
-        nonlocal taken
-        taken += 1
-        if taken == 11:
-            raise Killed
-        return steps(self, *args)
+    def learn(work: Path | None) -> tuple[Denoiser, Any]:
+        model = denoiser()
+        context = RunContext(recorded(model), work=work)
+        return model, stage(learned=learned).apply_in_run(model, {}, context)
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", step)
-    first = denoiser()
-    context = RunContext(recorded(first), work=tmp_path / "work")
-    with pytest.raises(Killed):
-        stage(learned=learned).apply_in_run(first, {}, context)
-    assert (tmp_path / "work" / FILE).is_file()
-    again = denoiser()
-    facts = stage(learned=learned).apply_in_run(again, {}, context)
-    assert taken == 11 + 14 - 8  # ten steps, of which eight were saved, and the one that was killed
-    assert facts == expected  # the probabilities of all blocks, float by float
-    state, resumed = whole.transformer.state_dict(), again.transformer.state_dict()
-    assert all(torch.equal(tensor, resumed[name]) for name, tensor in state.items())
+    check_resumed(learn, tmp_path / "work", monkeypatch, steps=14, killed=11, saved=8)

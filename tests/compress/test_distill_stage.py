@@ -8,6 +8,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
+from resume_cases import check_resumed
 from safetensors.torch import load_file
 from tiny_dit import CLASSES, tiny_flux, tiny_pipeline, tiny_sd3
 from torch import nn
@@ -214,40 +216,17 @@ def test_the_data_of_a_recipe_are_known_by_their_digest(tmp_path: Path) -> None:
         complete([stage(data="nowhere")])
 
 
-class Killed(Exception):
-    pass
-
-
 @pytest.mark.parametrize("ema", [None, 0.9])
 def test_resumed_training_ends_in_the_same_bits(
     ema: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = QUICK["training"] | {"steps": 14, "ema": ema}
-    undisturbed, context = pruned()
-    expected = stage(training=training).apply_in_run(undisturbed, {}, context)
-    steps = torch.optim.AdamW.step
-    taken = 0
 
-    def step(self: torch.optim.AdamW, *args: Any) -> Any:
-        nonlocal taken
-        taken += 1
-        if taken == 11:
-            raise Killed
-        return steps(self, *args)
+    def learn(work: Path | None) -> tuple[Denoiser, Any]:
+        model, context = pruned()
+        return model, stage(training=training).apply_in_run(model, {}, replace(context, work=work))
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", step)
-    work = tmp_path / "work"
-    first, context = pruned()
-    context = RunContext(original=context.original, facts=context.facts, work=work)
-    with pytest.raises(Killed):
-        stage(training=training).apply_in_run(first, {}, context)
-    assert (work / FILE).is_file()
-    again, _ = pruned()
-    facts = stage(training=training).apply_in_run(again, {}, context)
-    assert taken == 11 + 14 - 8  # ten steps, of which eight were saved, and the one that was killed
-    assert facts == expected
-    state, resumed = undisturbed.transformer.state_dict(), again.transformer.state_dict()
-    assert all(torch.equal(tensor, resumed[name]) for name, tensor in state.items())
+    check_resumed(learn, tmp_path / "work", monkeypatch, steps=14, killed=11, saved=8)
 
 
 def test_a_damaged_state_is_told_and_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

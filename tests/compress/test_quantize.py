@@ -21,7 +21,7 @@ from ditpress.kernels.packing import pack
 from ditpress.kernels.wrap import LowRankLinear, TransformedLinear, input_weight
 from ditpress.load import Denoiser, Role, load_denoiser
 from ditpress.load.anatomy import plain_name
-from ditpress.load.quantizer import DitpressConfig
+from ditpress.load.quantization_config import DitpressConfig
 from ditpress.recipes.skeleton import planned, skeleton
 from ditpress.validate.paired import output_sqnr
 

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from resume_cases import check_resumed
 from tiny_dit import tiny_pipeline
 from torch import Tensor, nn
 
 from ditpress.calibrate.calls import record_calls
 from ditpress.compress import Tune, check_order, parse_stage
 from ditpress.compress.distill import tune_stage
-from ditpress.compress.distill.resume import FILE
 from ditpress.compress.quantize.fake import FakeQuantizedLinear
 from ditpress.compress.quantize.layer import LayerPlan, quantize_linear
 from ditpress.compress.quantize.power_of_two import constrained
@@ -216,34 +216,15 @@ def test_settings_say_what_learns(fields: dict[str, Any]) -> None:
     assert any(name.endswith(".codebook") for name in changed)
 
 
-class Killed(Exception):
-    pass
-
-
 def test_resumed_tuning_ends_in_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     training = QUICK["training"] | {"steps": 10, "ema": 0.9}
-    whole = rounded()
-    expected = stage(training=training).apply_in_run(whole, {}, CONTEXT)
-    steps = torch.optim.AdamW.step
-    taken = 0
 
-    def step(self: torch.optim.AdamW, *args: Any) -> Any:
-        nonlocal taken
-        taken += 1
-        if taken == 7:
-            raise Killed
-        return steps(self, *args)
+    def learn(work: Path | None) -> tuple[Denoiser, Any]:
+        model = rounded()
+        context = RunContext(original=denoiser, work=work)
+        return model, stage(training=training).apply_in_run(model, {}, context)
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", step)
-    context = RunContext(original=denoiser, work=tmp_path / "work")
-    with pytest.raises(Killed):
-        stage(training=training).apply_in_run(rounded(), {}, context)
-    assert (tmp_path / "work" / FILE).is_file()
-    again = rounded()
-    assert stage(training=training).apply_in_run(again, {}, context) == expected
-    assert taken == 7 + 10 - 4
-    state = again.transformer.state_dict()
-    assert all(torch.equal(tensor, state[name]) for name, tensor in whole.transformer.state_dict().items())
+    check_resumed(learn, tmp_path / "work", monkeypatch, steps=10, killed=7, saved=4)
 
 
 def test_refusals() -> None:

@@ -224,7 +224,7 @@ def test_damaged_configs_are_named(compressed: Denoiser, tmp_path: Path) -> None
 
 
 def test_quantizing_while_loading_is_refused(tmp_path: Path) -> None:
-    from ditpress.load.quantizer import DitpressConfig
+    from ditpress.load.quantization_config import DitpressConfig
 
     tiny_pipeline().transformer.save_pretrained(tmp_path)
     with pytest.raises(InputError, match="use a recipe"):

@@ -19,7 +19,7 @@ from ditpress.kernels.linear import QuantizedLinear
 from ditpress.kernels.random_weights import random_linear
 from ditpress.load.checkpoint import save_transformer
 from ditpress.load.modules import replace_module
-from ditpress.load.quantizer import DitpressConfig
+from ditpress.load.quantization_config import DitpressConfig
 from ditpress.load.residual import ResidualGroup
 from ditpress.load.weights import load_transformer
 from ditpress.load.widths import HiddenGroup, cut_sizes, resize, width_groups

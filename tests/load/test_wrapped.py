@@ -39,7 +39,7 @@ from ditpress.load import (
 )
 from ditpress.load.anatomy import plain_name
 from ditpress.load.modules import replace_module
-from ditpress.load.quantizer import DitpressConfig
+from ditpress.load.quantization_config import DitpressConfig
 from ditpress.load.weights import load_transformer
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

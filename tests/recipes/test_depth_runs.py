@@ -146,9 +146,9 @@ def test_a_pipeline_object_is_its_own_original(model: Path, undisturbed: Path, t
 def test_a_model_that_changes_under_the_run_is_refused(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ditpress.recipes import engine
+    from ditpress.recipes import loading
 
-    load, times = engine.load_denoiser, 0
+    load, times = loading.load_denoiser, 0
 
     def changing(*args: object, **kwargs: object) -> object:
         nonlocal times
@@ -158,6 +158,6 @@ def test_a_model_that_changes_under_the_run_is_refused(
             loaded.fingerprint = "another"
         return loaded
 
-    monkeypatch.setattr(engine, "load_denoiser", changing)
+    monkeypatch.setattr(loading, "load_denoiser", changing)
     with pytest.raises(InputError, match="was changed while the run was under way; run again with --fresh"):
         ditpress.compress(str(model), "prune-depth", out=tmp_path / "out", overrides=SETTINGS)
