@@ -23,6 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
             report=tables.report,
             checks=bounds.checks,
             noise_sets=1,
+            summary=tables.summary,
         ),
         arguments,
     )

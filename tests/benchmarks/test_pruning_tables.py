@@ -9,7 +9,7 @@ import pytest
 from pruning.bounds import checks
 from pruning.results import Results, over_seeds
 from pruning.rows import ROWS
-from pruning.tables import HEAD, SEEDS_HEAD, report
+from pruning.tables import HEAD, SEEDS_HEAD, SUMMARY_HEAD, report, summary
 
 CONDITIONS = {"model": "zoo:mnist-dit", "samples": 500, "cpu": "A Processor", "threads": 1, "versions": {}}
 
@@ -111,3 +111,13 @@ def test_the_report():
     measured = {"original", "tiny", "depth-learned-0", "small"}
     assert left == "- yet: " + ", ".join(row.name for row in ROWS if row.name not in measured)
     assert "`distill.training.steps=" in lines[-1]
+
+
+def test_the_summary_has_the_recipes_alone():
+    tiny = entry(2.1, 14.0, speedup=3.9, file_bytes=1_000_000)
+    head, ruler, *lines = summary(results(tiny=tiny, depth_learned_0=entry(2.0, 15.0)))
+    assert (head, ruler) == SUMMARY_HEAD
+    assert lines[0] == "| original | 8.10 MB |  |  | 1.80 | 99.4% |  |"
+    assert lines[1] == "| tiny | 1.00 MB | 12.0 | 3.90 | 2.10 | 98.0% | 14.00 dB |"
+    assert {line.count("|") for line in lines[:2]} == {head.count("|")}
+    assert lines[2] == ""
