@@ -49,11 +49,6 @@ def rows_of(call: Call) -> int:
     return int(call.kwargs["hidden_states"].shape[0])
 
 
-def every_row(calls: Iterable[Call]) -> list[range]:
-    """The rows of each call, all of them."""
-    return [range(rows_of(call)) for call in calls]
-
-
 def join_rows(picked: Sequence[tuple[Call, int]]) -> dict[str, Any]:
     """The arguments of one call that has, row by row, the named row of a recorded call.
 

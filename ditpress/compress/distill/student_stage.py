@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from ditpress.calibrate.parts import every_row
+from ditpress.calibrate.parts import rows_of
 from ditpress.compress.distill.losses import masked_error, relative_error
 from ditpress.compress.distill.resume import SavedTraining
 from ditpress.compress.distill.trainer import distill
@@ -55,7 +55,7 @@ class StudentStage(TrajectoryStage):
 
     def rows(self, calls: Sequence[Call]) -> Sequence[Sequence[int]]:
         """Of every call, the rows that are learned."""
-        return every_row(calls)
+        return [range(rows_of(call)) for call in calls]
 
     def learn(
         self,

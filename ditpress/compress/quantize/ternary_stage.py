@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal, cast
 from pydantic import Field
 from torch import Tensor, nn
 
-from ditpress.calibrate.parts import every_row
 from ditpress.compress.distill.trainer import Training, distill
 from ditpress.compress.distill.trajectory_stage import TrajectoryStage
 from ditpress.compress.quantize.grid import check_format
@@ -145,7 +144,6 @@ class Ternary(TrajectoryStage):
             self.training,
             parameter_groups(layers, Rates(), learned_scales=self.scales == "learned"),
             targets=targets,
-            rows=every_row(calls),
             blocks=[(name, name) for name in blocks],
             after_step=partial(refit, layers) if self.scales == "least-squares" else None,
             description="ternary distillation",
