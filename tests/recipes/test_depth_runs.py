@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel
 from tiny_dit import dit_inputs, tiny_pipeline
-from tiny_model import QUICK, hashes
+from tiny_model import QUICK, hashes, kill_when
 
 import ditpress
 from ditpress.errors import InputError
@@ -25,7 +20,8 @@ from ditpress.validate.report import load_report
 SETTINGS = [
     *QUICK,
     "prune-depth.learned.rank=2",
-    "prune-depth.learned.training.steps=4",
+    "prune-depth.learned.save_every=5",
+    "prune-depth.learned.training.steps=20",
     "distill.samples=4",
     "distill.sampling_steps=3",
     "distill.batch=2",
@@ -68,23 +64,15 @@ def test_a_float_run_ends_in_half_the_model(undisturbed: Path) -> None:
     assert not list(undisturbed.glob("stages/.work-*"))
 
 
+@pytest.mark.parametrize("stage", ["01-prune-depth", "02-distill"])
 def test_killed_while_it_trains_and_run_again_gives_the_same_bits(
-    model: Path, undisturbed: Path, tmp_path: Path
+    stage: str, model: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-P", "-c", "from ditpress.cli import main; main()"]
-    command += ["prune-depth", str(model), "-o", str(out)]
-    command += [part for setting in SETTINGS for part in ("--set", setting)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    saved = "stages/.work-02-distill-*/training.safetensors"
-    while not list(out.glob(saved)) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    saved = f"stages/.work-{stage}-*/training.safetensors"
+    kill_when(saved, "prune-depth", model, out, SETTINGS)
     assert list(out.glob(saved))
-    assert not list(out.glob("stages/02-distill-*"))
+    assert not list(out.glob(f"stages/{stage}-*"))
     ditpress.compress(str(model), "prune-depth", out=out, overrides=SETTINGS)
     assert hashes(out) == hashes(undisturbed)
     assert not list(out.glob("stages/.work-*"))

@@ -5,14 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-from tiny_model import QUICK, hashes, save_model
+from tiny_model import QUICK, hashes, kill_when, save_model
 
 import ditpress
 from ditpress.errors import InputError, StageError
@@ -51,8 +47,6 @@ def test_a_run_leaves_what_the_design_says(undisturbed: Path, model: Path) -> No
     assert not list(undisturbed.glob(".part-*"))
 
 
-# Each is the name of a file or folder; the run is killed as soon as it is there, in the middle of what
-# follows.
 @pytest.mark.parametrize(
     "moment", ["stages/00-calibration-*", "stages/01-smooth-*", ".part-stages-02-*", ".part-onnx"]
 )
@@ -60,24 +54,7 @@ def test_killed_and_run_again_gives_the_same_bits(
     moment: str, model: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    command = [
-        sys.executable,
-        "-P",
-        "-c",
-        "from ditpress.cli import main; main()",
-        "w4a8",
-        str(model),
-        "-o",
-        str(out),
-    ]
-    command += [part for setting in QUICK for part in ("--set", setting)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while not list(out.glob(moment)) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    kill_when(moment, "w4a8", model, out, QUICK)
     assert not (out / "report.json").exists()
     ditpress.compress(str(model), "w4a8", out=out, overrides=QUICK)
     assert hashes(out) == hashes(undisturbed)

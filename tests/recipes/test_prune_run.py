@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny_model import QUICK, hashes, save_model
+from tiny_model import QUICK, hashes, kill_when, save_model
 
 import ditpress
 from ditpress.cli import main
@@ -32,6 +32,10 @@ def test_pruned_float_models_ship_and_runs_repeat_themselves(tmp_path: Path) -> 
     for name in ("out", "again"):
         ditpress.compress(str(model), "prune-width", out=tmp_path / name, overrides=[*QUICK, ROUND])
     assert hashes(tmp_path / "out") == hashes(tmp_path / "again")
+    kill_when(".part-stages-01-*", "prune-width", model, tmp_path / "killed", [*QUICK, ROUND])
+    assert not list((tmp_path / "killed").glob("stages/01-*"))
+    ditpress.compress(str(model), "prune-width", out=tmp_path / "killed", overrides=[*QUICK, ROUND])
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "killed")
     report = load_report(tmp_path / "out" / "report.json")
     assert [stage.name for stage in report.stages][2] == "prune-width"
     assert set(report.size.layers.values()) <= {"fp16", "fp32"}

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from tiny_dit import tiny_pipeline
@@ -24,3 +30,20 @@ def hashes(out: Path) -> dict[str, str]:
         for path in files
         if path.is_file()
     }
+
+
+def kill_when(moment: str, recipe: str, model: Path, out: Path, settings: Iterable[str]) -> None:
+    """Run ``ditpress recipe model -o out`` and kill it, as by kill -9, as soon as ``out`` has ``moment``.
+
+    ``moment`` is the name of a file or folder, with wildcards; what follows it is cut off in the middle.
+    """
+    command = [sys.executable, "-P", "-c", "from ditpress.cli import main; main()"]
+    command += [recipe, str(model), "-o", str(out)]
+    command += [part for setting in settings for part in ("--set", setting)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not list(out.glob(moment)) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
