@@ -21,7 +21,7 @@ SETTINGS = [
     *QUICK,
     "prune-depth.learned.rank=2",
     "prune-depth.learned.save_every=5",
-    "prune-depth.learned.training.steps=20",
+    "prune-depth.learned.training.steps=40",
     "distill.samples=4",
     "distill.sampling_steps=3",
     "distill.batch=2",
