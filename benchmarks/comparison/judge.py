@@ -70,8 +70,6 @@ def judge(
     conditions: Conditions,
     original: Original,
     *,
-    count: int | None = None,
-    real: bool = True,
     share: bool = True,
 ) -> dict[str, Any]:
     """Draw and measure what was made.
@@ -79,8 +77,6 @@ def judge(
     Args:
         row: of which it is.
         original: finished.
-        count: of images; None: as many as the conditions say.
-        real: compare with the real images too, where the model has any.
         share: measure the recognised share, of a model with real images.
 
     Returns:
@@ -90,12 +86,12 @@ def judge(
     parameters = sum(parameter.numel() for parameter in denoiser.transformer.parameters())
     itself = row.kind == "original"
     drawing = denoiser if itself else denoiser.with_transformer(made.transformer)
-    before, expected = original.images[:count], iter(original.outputs)
+    before, expected = original.images, iter(original.outputs)
     after = before
     sqnr = None
     if not itself:
         sqnr = output_sqnr(lambda **_: next(expected), made.transformer, original.calls).total_db
-        after = conditions.draw(drawing, FIRST_SEED, row.name, count)
+        after = conditions.draw(drawing, FIRST_SEED, row.name)
     fidelity = validate(
         before,
         after,
@@ -104,7 +100,7 @@ def judge(
         guidance=GUIDANCE,
         first_seed=FIRST_SEED,
         captions=denoiser.captions(denoiser.conditions(len(before))),
-        reference=conditions.reference if real else None,
+        reference=conditions.reference,
         output_sqnr_db=sqnr,
     )
     found = None

@@ -45,9 +45,9 @@ class Conditions:
         """The real images of the bundled model; of others there are none."""
         return load_reference(MNIST_TEST) if self.model == ZOO else None
 
-    def draw(self, denoiser: Denoiser, first: int, description: str, count: int | None = None) -> Tensor:
-        """Images float32 [n, C, H, W], of the seeds ``first ...``; as many as of every row, or ``count``."""
-        seeds = range(first, first + (self.samples if count is None else count))
+    def draw(self, denoiser: Denoiser, first: int, description: str) -> Tensor:
+        """Images float32 [n, C, H, W], of the seeds ``first ...``."""
+        seeds = range(first, first + self.samples)
         return denoiser.sample(seeds, steps=self.steps, guidance=GUIDANCE, description=description)
 
 

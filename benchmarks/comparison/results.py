@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from comparison.rows import Row
 
 Entry = dict[str, Any]  # what a worker writes
+_PARTS = ("entries", "missing")
 
 
 class Results:
@@ -34,14 +35,16 @@ class Results:
 
     @classmethod
     def resume(cls, path: Path, conditions: dict[str, Any]) -> Results:
-        """What ``path`` has under the same conditions; nothing of others."""
+        """What ``path`` has of the table's rows under the same conditions; nothing of others."""
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return cls(conditions)
         if data.get("conditions") != conditions:
             return cls(conditions)
-        return cls(conditions, data["entries"], data["missing"])
+        names = {row.name for row in cls.rows}
+        parts = ({name: data[part][name] for name in data[part] if name in names} for part in _PARTS)
+        return cls(conditions, *parts)
 
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,8 +18,8 @@ SUMMARY_HEAD = (
     "|---|---|---|---|---|---|---|",
 )
 ABLATION_HEAD = (
-    "| | bits | file | PSNR | output SQNR | seconds | memory |",
-    "|---|---|---|---|---|---|---|",
+    "| | bits | file | FID | to original | PSNR | output SQNR | seconds | memory |",
+    "|---|---|---|---|---|---|---|---|---|",
 )
 SECTIONS = (
     ("Recipes", ("original", "recipe")),
@@ -54,8 +54,10 @@ def summary(results: Results) -> list[str]:
 
 
 def ablation_line(row: Row, entry: Entry) -> str:
-    """One row of the table of ablations: what 100 pairs of images can tell."""
-    return f"| {' | '.join([row.title, *_size(entry), *pairs(entry), *cost(entry)])} |"
+    """One row of the table of ablations."""
+    after = entry["fidelity"]["compressed"]
+    scores = [number(after["fid"], "{:.3f}"), f"{after['fid_to_original']:.3f}"]
+    return f"| {' | '.join([row.title, *_size(entry), *scores, *pairs(entry), *cost(entry)])} |"
 
 
 def _size(entry: Entry) -> list[str]:

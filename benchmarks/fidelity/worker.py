@@ -27,8 +27,6 @@ from fidelity import peers
 from fidelity.plain import plain_linear
 from fidelity.rows import DRAWN_GUIDED, Row
 
-ABLATION_SAMPLES = 100  # enough for paired figures; these rows have no FID
-
 
 def make_plain(conditions: Conditions, like: Path, original: Original, folder: Path) -> Made:
     """Every low-bit layer of the recipe's run ``like`` again, by plain rounding of the original's weights."""
@@ -92,16 +90,7 @@ def run(
         made = make_peer(row, conditions, original, folder)
     else:
         made = make_by_recipe(recipe_of(row), conditions, folder)
-    ablation = row.kind == "ablation"
-    return judge(
-        made,
-        row,
-        conditions,
-        original,
-        count=min(ABLATION_SAMPLES, conditions.samples) if ablation else conditions.samples,
-        real=not ablation,
-        share=row.kind in DRAWN_GUIDED,
-    )
+    return judge(made, row, conditions, original, share=row.kind in DRAWN_GUIDED)
 
 
 def main() -> None:

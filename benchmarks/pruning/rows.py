@@ -90,9 +90,8 @@ BEST_DEPTH = DEPTH[0]
 
 
 def _width(importance: str, seed: int) -> Row:
-    drawn = importance == "random"
     return Row(
-        f"width-{importance}" + (f"-{seed}" if drawn else ""),
+        f"width-{importance}-{seed}",
         "width",
         of=f"width-{importance}",
         recipe="small",
@@ -100,17 +99,15 @@ def _width(importance: str, seed: int) -> Row:
             *_budget(BUDGET, "distill"),
             f"prune-width.importance={importance}",
             f"prune-width.seed={seed}",
+            f"distill.training.seed={seed}",
         ),
         without=("smooth", "quantize"),
-        label=f"units: {importance}" + (f", seed {seed}" if drawn else ""),
+        label=f"units: {importance}, seed {seed}",
     )
 
 
-WIDTH: tuple[Row, ...] = tuple(
-    _width(importance, seed)
-    for importance in IMPORTANCES
-    for seed in (SEEDS if importance == "random" else SEEDS[:1])
-)
+WIDTH: tuple[Row, ...] = tuple(_width(importance, seed) for importance in IMPORTANCES for seed in SEEDS)
+BEST_WIDTH = WIDTH[0]
 
 
 def _alone(row: Row) -> Row:
@@ -127,11 +124,11 @@ def _alone(row: Row) -> Row:
 
 
 UNFITTED = replace(
-    WIDTH[0],
+    BEST_WIDTH,
     name="width-taylor-unfitted",
     kind="part",
     of="",
-    overrides=(*WIDTH[0].overrides, "prune-width.reconstruct=false"),
+    overrides=(*BEST_WIDTH.overrides, "prune-width.reconstruct=false"),
     label="units: taylor, readers not fitted again",
 )
 FINE_TUNED = replace(
@@ -155,7 +152,7 @@ PARTS: tuple[Row, ...] = (
     WITH_FEATURES,
     *(_alone(row) for row in DEPTH if row.name.endswith(f"-{SEEDS[0]}")),
     UNFITTED,
-    _alone(WIDTH[0]),
+    _alone(BEST_WIDTH),
 )
 
 ROWS: tuple[Row, ...] = (ORIGINAL, *CHAINS, *DEPTH, *WIDTH, *PARTS)

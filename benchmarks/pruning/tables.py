@@ -85,7 +85,7 @@ def seeds_table(results: Results) -> list[str]:
     lines = []
     for of in dict.fromkeys(row.of for row in ROWS if row.of):
         found = over_seeds(results, of)
-        if found is None or found.wanted < 2:
+        if found is None:
             continue
         measured = f"{found.count}" if found.complete else f"{found.count} of {found.wanted}"
         share = f"{found.recognised.value:.1%}"

@@ -234,7 +234,7 @@ def test_what_cannot_be_measured_says_why(in_process, tmp_path):
     assert set(results.missing) == {"torchao-int4", "new", "odd", "w8a8-same"}
     path = tmp_path / "results.json"
     results.save(path)
-    assert Results.resume(path, {}).missing == results.missing
+    assert set(Results.resume(path, {}).missing) == {"torchao-int4"}  # the others are no rows of the table
     assert Results.resume(path, {"samples": 5}).missing == {}
 
 

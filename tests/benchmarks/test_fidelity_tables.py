@@ -111,8 +111,8 @@ def test_the_report():
     assert any(line.startswith("| bitsandbytes NF4, block 64 | 5.25 | 2.00 MB † |") for line in lines)
     ablations = lines[lines.index("### Without one of its parts") :]
     assert ablations[4:6] == [
-        "| w4a8 | 5.50 | 2.10 MB | 25.00 dB | 30.00 dB | 1.5 | 0.70 GB |",
-        "| w4a8: without smoothing | 5.50 | 2.10 MB | 25.00 dB | 27.00 dB | 1.5 | 0.70 GB |",
+        "| w4a8 | 5.50 | 2.10 MB | 10.100 | 0.500 | 25.00 dB | 30.00 dB | 1.5 | 0.70 GB |",
+        "| w4a8: without smoothing | 5.50 | 2.10 MB | 10.500 | 0.500 | 25.00 dB | 27.00 dB | 1.5 | 0.70 GB |",
     ]
     assert "- fp4: no recipe fp4 yet" in lines
     assert "### Plain rounding at the same bits" not in lines

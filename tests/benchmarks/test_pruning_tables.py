@@ -74,8 +74,8 @@ def test_means_over_seeds_decide_and_only_over_all_of_them():
 
 
 def test_units_against_random_and_magnitude():
-    random = {f"width_random_{seed}": entry(3.0, 10.0) for seed in range(3)}
-    found = results(width_taylor=entry(2.0, 14.0), width_magnitude=entry(1.5, 12.0), **random)
+    figures = {"random": entry(3.0, 10.0), "taylor": entry(2.0, 14.0), "magnitude": entry(1.5, 12.0)}
+    found = results(**{f"width_{by}_{seed}": one for by, one in figures.items() for seed in range(3)})
     assert verdicts(found, "units by taylor") == [True, True, True, False]
     assert verdicts(found, "units by hessian") == [None] * 4
 
