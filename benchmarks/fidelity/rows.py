@@ -115,26 +115,28 @@ ABLATIONS: tuple[Row, ...] = (
     _ablation("fp4", "without rotation", without=["rotate"]),
     _ablation("fp4", "all inputs rotated", "rotate.roles=[qkv, attention_out, mlp_in, mlp_out]"),
     _ablation("fp4", "without principal directions", without=["subspace"]),
+    _ablation(
+        "fp4", "as published", "rotate.roles=[qkv, attention_out, mlp_in, mlp_out]", without=["subspace"]
+    ),
+    _ablation("fp4", "as published, without rotation", without=["rotate", "subspace"]),
     _ablation("fp4", "without GPTQ", "quantize.weights.rounding=nearest"),
     _ablation("fp4", "E2M1 only", "quantize.weights.format=fp4-e2m1"),
     _ablation("svdquant", "without smoothing", without=["smooth"]),
     _ablation("svdquant", "without grid search", "smooth.alpha=0.5"),
     _ablation("svdquant", "without low-rank branch", "quantize.low_rank=null"),
     _ablation("svdquant", "without principal directions", without=["subspace"]),
+    _ablation("svdquant", "nor smoothing", without=["smooth", "subspace"]),
     _ablation("svdquant", "without GPTQ", "quantize.weights.rounding=nearest"),
     _ablation("svdquant", "signed after GELU", "quantize.unsigned_after_gelu=false"),
     _ablation("mixed-4", "without tuning", without=["tune"]),
-    _ablation("vq-2bit", "without block calibration", "vq.blocks=null"),
-    _ablation("vq-2bit", "without end-to-end tuning", "vq.finetune=null"),
-    _ablation("vq-2bit", "without either", "vq.blocks=null", "vq.finetune=null"),
-    _ablation("vq-2bit", "nor GPTQ", "vq.blocks=null", "vq.finetune=null", "vq.rounding=nearest"),
+    _ablation("vq-2bit", "with block calibration too", "vq.blocks={}"),
     _ablation(
-        "vq-2bit",
-        "nor channel weights",
-        "vq.blocks=null",
-        "vq.finetune=null",
-        "vq.rounding=nearest",
-        "vq.weigh_channels=false",
+        "vq-2bit", "block calibration instead of end-to-end tuning", "vq.blocks={}", "vq.finetune=null"
+    ),
+    _ablation("vq-2bit", "without tuning", "vq.finetune=null"),
+    _ablation("vq-2bit", "nor GPTQ", "vq.finetune=null", "vq.rounding=nearest"),
+    _ablation(
+        "vq-2bit", "nor channel weights", "vq.finetune=null", "vq.rounding=nearest", "vq.weigh_channels=false"
     ),
     _ablation(
         "vq-2bit",

@@ -12,7 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field, field_validator
@@ -20,16 +20,15 @@ from torch import Tensor, nn
 
 from ditpress.calibrate.calibration import Want
 from ditpress.compress.absorb import fold, put_online, weight_of
-from ditpress.compress.quantize.fit import FittedWeight, fit_weight
 from ditpress.compress.quantize.layer import SECOND_MOMENT
 from ditpress.compress.quantize.spec import WeightSpec
 from ditpress.compress.quantize.stage import Quantize
+from ditpress.compress.rehearsal import Rehearsal
 from ditpress.compress.smoothing import candidates, search_smoothing, smoothing_factors, weight_absmax
 from ditpress.compress.stage import Stage, register_stage
+from ditpress.compress.subspace import SubspaceStage
 from ditpress.errors import InputError, StageError
-from ditpress.kernels.activations import Activation, fake_quantize
-from ditpress.kernels.arguments import folds
-from ditpress.kernels.folding import fold_scales
+from ditpress.kernels.activations import Activation
 from ditpress.kernels.transforms import ChannelScale
 from ditpress.kernels.wrap import TransformedLinear
 from ditpress.load.anatomy import Role
@@ -84,6 +83,11 @@ class Smooth(Stage):
     activations: Activation | None = Field(
         default=None, description="for the search: format of inputs; null: that of the stage quantize"
     )
+    split: SubspaceStage | None = Field(
+        default=None,
+        description="for the search: principal directions that leave the inputs before they are rounded; "
+        "null: those of the stage subspace, where one follows",
+    )
     min_timesteps: int = Field(
         default=8, ge=1, description="different timesteps that a search needs: activations drift with them"
     )
@@ -110,15 +114,18 @@ class Smooth(Stage):
         Raises:
             InputError: a search without formats, and no stage quantize after this one.
         """
-        if self.alpha != "search" or (self.weights is not None and self.activations is not None):
+        if self.alpha != "search":
             return self
+        update: dict[str, Any] = {}
         following = next((stage for stage in later if isinstance(stage, Quantize)), None)
         if following is None:
             self._formats()
-            return self
-        weights = following.weights if self.weights is None else self.weights
-        activations = following.activations if self.activations is None else self.activations
-        return self.model_copy(update={"weights": weights, "activations": activations})
+        else:
+            update["weights"] = following.weights if self.weights is None else self.weights
+            update["activations"] = following.activations if self.activations is None else self.activations
+        if self.split is None:
+            update["split"] = next((stage for stage in later if isinstance(stage, SubspaceStage)), None)
+        return self.model_copy(update=update)
 
     def targets(self, anatomy: Anatomy, transformer: nn.Module) -> list[Target]:
         """What is smoothed: first the groups that fold, then single linears of the roles in ``online``."""
@@ -174,14 +181,15 @@ class Smooth(Stage):
         targets = self.targets(denoiser.anatomy, transformer)
         if self.alpha == "search":
             self._formats()
-        _say_what_stays(denoiser.anatomy.linears(transformer), targets)
+        roles = denoiser.anatomy.linears(transformer)
+        _say_what_stays(roles, targets)
         for target in targets:
             _check(transformer, target, statistics)
         with torch.no_grad():
             # All factors before the first change: what is refused, leaves the model as it was.
             described = "searching" if self.alpha == "search" else "smoothing"
             factors = [
-                self._factors(transformer, target, statistics)
+                self._factors(_linears(transformer, target), target, statistics, roles[target.linears[0]])
                 for target in track(targets, described, len(targets))
             ]
             for target, found in zip(targets, factors, strict=True):
@@ -190,35 +198,31 @@ class Smooth(Stage):
                 else:
                     fold(transformer, target.group, found)
 
-    def _factors(self, transformer: nn.Module, target: Target, statistics: Mapping[Want, Tensor]) -> Tensor:
-        """Factors of one target, float64 [K], on the device of its weights."""
+    def _factors(
+        self, linears: Sequence[nn.Linear], target: Target, statistics: Mapping[Want, Tensor], role: Role
+    ) -> Tensor:
+        """Factors of the ``linears`` of one target, float64 [K], on the device of their weights."""
         first = target.linears[0]
-        weights = [weight_of(transformer.get_submodule(name)) for name in target.linears]
+        weights = [weight_of(linear) for linear in linears]
         device = weights[0].device
         absmax = _absmax(statistics, first).to(device)
         if self.alpha != "search":
             return smoothing_factors(absmax, weight_absmax(weights), float(self.alpha))
-        spec, activation = self._formats()
-        group_size = spec.group_size(weights[0].shape[1])
+        rehearsal = self.rehearsal(linears, role)
         moment = statistics.get(Want(first, SECOND_MOMENT))
 
-        def quantized(weight: Tensor, index: int) -> Tensor:
-            fitted = fit_weight(weight.cpu(), spec, target.linears[index])
-            return _multiplied(fitted, activation, spec.fold_scales).to(device)
-
-        def settled(weight: Tensor, index: int, scale: Tensor) -> Tensor:
-            inverse = scale.cpu().reciprocal()
+        def settled(inputs: Tensor, weight: Tensor, index: int, scale: Tensor) -> Tensor:
+            inverse = scale.reciprocal().cpu()
             scaled = inverse[:, None] * cast(Tensor, moment) * inverse
-            fitted = fit_weight(weight.cpu(), cast(WeightSpec, self.weights), target.linears[index], scaled)
-            return _multiplied(fitted, activation, spec.fold_scales).to(device)
+            return rehearsal.outputs(inputs, weight, scaled, target.linears[index])
 
         found = search_smoothing(
             statistics[Want(first, ROWS)].to(device),
             weights,
             absmax,
             candidates(self.candidates),
-            lambda x: fake_quantize(x, activation, group_size),
-            quantized,
+            rehearsal.inputs,
+            lambda weight, index: rehearsal.nearest(weight, target.linears[index]),
             None if moment is None else settled,
         )
         log.info(
@@ -230,14 +234,21 @@ class Smooth(Stage):
         return found.factors
 
     def _formats(self) -> tuple[WeightSpec, Activation]:
-        """Formats of weights and inputs in the search. Rounding is to nearest: GPTQ only judges the best."""
+        """Formats of weights and inputs in the search."""
         if self.weights is None or self.activations is None:
             missing = "weights" if self.weights is None else "activations"
             raise InputError(
                 f"smooth.{missing}: the search needs to know the formats that follow; put a stage quantize "
                 f"after smooth, or give smooth.{missing}"
             )
-        return self.weights.model_copy(update={"rounding": "nearest"}), self.activations
+        return self.weights, self.activations
+
+    def rehearsal(self, linears: Sequence[nn.Linear], role: Role) -> Rehearsal:
+        """What a search tries its candidates by, on ``linears`` that read one tensor."""
+        weights, activation = self._formats()
+        split = self.split is not None and role in self.split.roles
+        rank = cast(SubspaceStage, self.split).rank_of(linears) if split else 0
+        return Rehearsal(weights, activation, weights.group_size(linears[0].in_features), rank)
 
 
 def _say_what_stays(roles: Mapping[str, Role], targets: Sequence[Target]) -> None:
@@ -252,13 +263,8 @@ def _say_what_stays(roles: Mapping[str, Role], targets: Sequence[Target]) -> Non
         )
 
 
-def _multiplied(fitted: FittedWeight, activation: str, fold: bool) -> Tensor:
-    """The weight that a kernel multiplies by, float32 [N, K]: with folded scales one more rounding."""
-    if not folds(fitted.scale, activation, fold):
-        return fitted.dequantize()
-    codebook = fitted.format.codebook_tensor() if fitted.codebook is None else fitted.codebook
-    w8, scale = fold_scales(fitted.values(), fitted.scale, codebook, fitted.table)
-    return w8.float() * scale
+def _linears(transformer: nn.Module, target: Target) -> list[nn.Linear]:
+    return [cast(nn.Linear, transformer.get_submodule(name)) for name in target.linears]
 
 
 def _absmax(statistics: Mapping[Want, Tensor], name: str) -> Tensor:

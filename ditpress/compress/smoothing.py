@@ -82,7 +82,7 @@ def search_smoothing(
     tried: Sequence[Exponents],
     quantize_input: Callable[[Tensor], Tensor],
     quantize_weight: Callable[[Tensor, int], Tensor],
-    settle_weight: Callable[[Tensor, int, Tensor], Tensor] | None = None,
+    settle: Callable[[Tensor, Tensor, int, Tensor], Tensor] | None = None,
 ) -> Smoothing:
     """The exponents of least ``sum_i |Q(x / s) Q(W_i s)ᵀ - x W_iᵀ|²``; of equal ones the first in ``tried``.
 
@@ -97,9 +97,10 @@ def search_smoothing(
         tried: exponents of inputs and weights.
         quantize_input: what the run-time quantization leaves of rows [R, K].
         quantize_weight: what the storage leaves of the weight W_i s [N_i, K] of linear i.
-        settle_weight: the same as it will be in the end, of W_i s, i and s [K]; where that is too slow to
-            rank all candidates by. The best one and no smoothing are compared by it once more: rounding that
-            makes up for its own errors (GPTQ) may leave too little for smoothing to gain.
+        settle: the outputs [R, N] as they will be in the end, of x / s, W_i s, i and s [K]; where that is too
+            slow to rank all candidates by. The best one and no smoothing are compared by it once more: what
+            makes up for its own errors (GPTQ), or takes the outliers out of the inputs (principal
+            directions), may leave too little for smoothing to gain.
     """
     largest = weight_absmax(weights)
     factors = {
@@ -108,19 +109,22 @@ def search_smoothing(
     weights = [_evenly(weight, MAX_OUTPUTS) for weight in weights]
     outputs = [rows @ weight.T for weight in weights]
 
-    def error(pair: Exponents, quantize: Callable[[Tensor, int, Tensor], Tensor]) -> float:
+    def rounded(inputs: Tensor, weight: Tensor, index: int, scale: Tensor) -> Tensor:
+        return quantize_input(inputs) @ quantize_weight(weight, index).T
+
+    def error(pair: Exponents, run: Callable[[Tensor, Tensor, int, Tensor], Tensor]) -> float:
         scale = factors[pair].to(rows.dtype)
-        inputs = quantize_input(rows / scale)
+        inputs = rows / scale
         total = 0.0
         for index, (weight, output) in enumerate(zip(weights, outputs, strict=True)):
-            difference = inputs @ quantize(weight * scale, index, scale).T
-            total += float(difference.sub_(output).square_().sum(dtype=torch.float64))
+            difference = run(inputs, weight * scale, index, scale).sub_(output)
+            total += float(difference.square_().sum(dtype=torch.float64))
         return total
 
-    errors = {pair: error(pair, lambda weight, index, _: quantize_weight(weight, index)) for pair in factors}
+    errors = {pair: error(pair, rounded) for pair in factors}
     best = min(errors, key=errors.__getitem__)
-    if settle_weight is not None and best != NONE:
-        errors = {pair: error(pair, settle_weight) for pair in (NONE, best)}
+    if settle is not None and best != NONE:
+        errors = {pair: error(pair, settle) for pair in (NONE, best)}
         best = min(errors, key=errors.__getitem__)
     return Smoothing(factors[best], best, errors[best], errors[NONE])
 

@@ -77,7 +77,7 @@ class SubspaceStage(Stage):
     def plan(self, denoiser: Denoiser, skeleton: nn.Module) -> None:
         for names in self._groups(denoiser, skeleton):
             linears = [cast(nn.Linear, skeleton.get_submodule(name)) for name in names]
-            rank = self._rank(linears)
+            rank = self.rank_of(linears)
             transform = Subspace.empty(linears[0].in_features, "meta", rank=rank)
             for linear in linears:
                 up: nn.Module = nn.Linear(rank, linear.out_features, bias=False, device="meta")
@@ -118,7 +118,7 @@ class SubspaceStage(Stage):
             for first, found in part.items():
                 check_varies(found[SECOND_MOMENT], first)
                 linears = [cast(nn.Linear, transformer.get_submodule(name)) for name in groups[first]]
-                directions = principal_directions(found[SECOND_MOMENT].cpu(), self._rank(linears))
+                directions = principal_directions(found[SECOND_MOMENT].cpu(), self.rank_of(linears))
                 transform = Subspace.rounded(directions).to(linears[0].weight.device)
                 for name, linear in zip(groups[first], linears, strict=True):
                     up = self._branch(linear, cast(Subspace, transform), name)
@@ -141,7 +141,8 @@ class SubspaceStage(Stage):
             )
         return groups
 
-    def _rank(self, linears: Sequence[nn.Linear]) -> int:
+    def rank_of(self, linears: Sequence[nn.Linear]) -> int:
+        """How many directions leave the input that ``linears`` share."""
         side = min(min(linear.in_features, linear.out_features) for linear in linears)
         return max(1, min(self.rank, int(self.share * side)))
 

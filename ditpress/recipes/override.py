@@ -16,7 +16,8 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str,
     """A copy of the recipe ``data`` (every default written out) with the overrides applied.
 
     A name starts with a section (``validation.samples``), a stage (``quantize.activations``) or, where a
-    stage stands more than once, its place (``stages.0.alpha``). Values are YAML.
+    stage stands more than once, its place (``stages.0.alpha``). Values are YAML. A field of a group that the
+    recipe leaves out (null) puts the group in, with its other defaults: ``quantize.low_rank.rank=32``.
 
     Raises:
         InputError: not of the form ``name=value``, or a name that does not exist, with the closest one.
@@ -33,7 +34,9 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str,
             raise InputError(f"--set {override}: the value is not valid YAML; put quotes around it") from None
         target, rest = _start(changed, parts, override)
         for part in rest[:-1]:
-            inner = target[_known(part, target, override)]
+            inner = target.get(_known(part, target, override))
+            if inner is None:
+                inner = target[part] = _PutIn()
             if not isinstance(inner, dict):
                 raise InputError(
                     f'--set {override}: "{part}" is a value and has no fields; leave out what follows'
@@ -41,13 +44,17 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str,
             target = inner
         name = _known(rest[-1], target, override)
         # null leaves an optional group out; where a group must stand, the recipe refuses it.
-        if isinstance(target[name], dict) and not isinstance(value, dict | None):
+        if isinstance(target.get(name), dict) and not isinstance(value, dict | None):
             fields = ", ".join(target[name])
             raise InputError(
                 f"--set {override}: {path} is a group of settings; name one of its fields: {fields}"
             )
         target[name] = value
     return changed
+
+
+class _PutIn(dict[str, Any]):
+    """A group that the recipe left out: only its schema knows the fields that are not set yet."""
 
 
 def _start(data: dict[str, Any], parts: list[str], override: str) -> tuple[dict[str, Any], list[str]]:
@@ -76,6 +83,6 @@ def _start(data: dict[str, Any], parts: list[str], override: str) -> tuple[dict[
 
 
 def _known(part: str, fields: dict[str, Any], override: str) -> str:
-    if part not in fields:
+    if part not in fields and not isinstance(fields, _PutIn):
         raise InputError(f'--set {override}: no setting "{part}"; {suggest(part, fields)}')
     return part

@@ -75,7 +75,7 @@ def searched(
     weights: list[Array],
     tried: tuple[tuple[float, float], ...],
     stored: Callable[[torch.Tensor, int], torch.Tensor] = lambda weight, index: torch_rounded(7)(weight),
-    settled: Callable[[torch.Tensor, int, torch.Tensor], torch.Tensor] | None = None,
+    settled: Callable[[torch.Tensor, torch.Tensor, int, torch.Tensor], torch.Tensor] | None = None,
 ) -> Smoothing:
     """The search with inputs of 8 bits."""
     return search_smoothing(
@@ -140,10 +140,11 @@ def test_the_best_is_taken_only_where_it_pays_with_the_final_rounding(seed: int,
     settled = brute_force(rows, weights, ((0.0, 0.0), best), (127, levels))
     scales = set()
 
-    def settle(weight: torch.Tensor, index: int, scale: torch.Tensor) -> torch.Tensor:
+    def settle(x: torch.Tensor, weight: torch.Tensor, index: int, scale: torch.Tensor) -> torch.Tensor:
+        np.testing.assert_allclose(x.numpy(), rows / scale.numpy(), rtol=1e-12)
         np.testing.assert_allclose(weight.numpy(), weights[index] * scale.numpy(), rtol=1e-12)
         scales.add(tuple(scale.tolist()))
-        return torch_rounded(levels)(weight)
+        return torch_rounded(127)(x) @ torch_rounded(levels)(weight).T
 
     found = searched(rows, weights, tried, settled=settle)
     assert len(scales) == 2
@@ -158,8 +159,8 @@ def test_smoothing_that_the_final_rounding_does_not_need_is_left_out() -> None:
         rows,
         weights,
         candidates("smoothquant"),
-        settled=lambda weight, index, scale: (
-            weight if float(scale.min()) == float(scale.max()) == 1.0 else 0 * weight
+        settled=lambda x, weight, index, scale: (
+            x @ weight.T * (float(scale.min()) == float(scale.max()) == 1.0)
         ),
     )
     assert found.exponents == (0.0, 0.0)

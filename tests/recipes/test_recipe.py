@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from ditpress.compress import Quantize, Smooth, parse_stage
+from ditpress.compress.quantize.spec import LowRankSpec
 from ditpress.errors import InputError
 from ditpress.recipes.builtin import builtin_descriptions, builtin_names
 from ditpress.recipes.recipe import Recipe, load_recipe
@@ -109,9 +110,19 @@ def test_null_leaves_out_a_group_that_may_be_left_out() -> None:
         load_recipe("w4a8", ["quantize.weights=null"])
 
 
+def test_a_field_of_a_group_that_is_left_out_puts_it_in() -> None:
+    quantize = load_recipe("w4a8", ["quantize.low_rank.rank=4", "quantize.low_rank.method=svdquant"]).stages[
+        -1
+    ]
+    assert isinstance(quantize, Quantize)
+    assert quantize.low_rank == LowRankSpec(rank=4, method="svdquant")
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("quantize.low_rank.rnak=4", r'quantize\.low_rank has no field "rnak"; did you mean "rank"'),
+        ("calibration.guidance.scale=4", r"calibration\.guidance: input should be a valid number"),
         ("quantize.weights.gruop=64", r'no setting "gruop"; did you mean "group"\?'),
         ("quantise.weights.group=64", r'no setting "quantise"; did you mean "quantize"\?'),
         ("quantize.weights=64", "is a group of settings; name one of its fields: format, group"),
