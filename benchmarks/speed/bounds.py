@@ -72,7 +72,7 @@ def _beside(name: str, label: str) -> Bound:
 
 def _best_peer(results: Results) -> float | None:
     entry = results.entry("dit-xl-512", 2)
-    if entry is None:
+    if entry is None or entry["waiting"]:
         return None
     return max((found.median for name in peers(entry) if (found := ours_to(entry, name))), default=None)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from marks import write_between
 from speed import hardware, tables
-from speed.results import Results
+from speed.results import Entry, Results
 from speed.workloads import WORKLOADS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -93,14 +94,17 @@ def _run(args: argparse.Namespace, names: list[str], threads: list[int], rounds:
             artifacts = Artifacts(args.out, workload, args.quick)
             for count in sorted(threads, reverse=True):
                 print(f"{name}, {count} threads", flush=True)
-                one = Measurement(workload, count, rounds, artifacts, peaks, str(library or ""), picked)
+                earlier = results.stopped(name, count)
+                if earlier is not None:
+                    print(f"  going on after {', '.join(earlier['contestants'])}", flush=True)
+                one = Measurement(
+                    workload, count, rounds, artifacts, peaks, str(library or ""), picked, earlier
+                )
                 try:
-                    results.add(name, count, one.run())
+                    one.run(partial(_keep, results, path, name, count))
                 except Failed as error:
                     print(f"{name} not measured: {error}", flush=True)
                     failures += 1
-                    continue
-                results.save(path)
     finally:
         peaks.close()
     _report(results, args.out, path.stem)
@@ -110,6 +114,12 @@ def _run(args: argparse.Namespace, names: list[str], threads: list[int], rounds:
         lines = tables.readme_section(results, f"{RESULTS}/speed.svg")
         write_between(ROOT / "README.md", "speed", lines)
     return int(failures > 0)
+
+
+def _keep(results: Results, path: Path, workload: str, threads: int, entry: Entry) -> None:
+    """What a stopped measurement leaves: the next one goes on from there."""
+    results.add(workload, threads, entry)
+    results.save(path)
 
 
 def _report(results: Results, folder: Path, name: str) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from speed.artifacts import Artifacts
@@ -13,7 +12,8 @@ from speed.contestants import Contestant, contestants_of, names_of
 from speed.hardware import available_bytes, busy_seconds, one_per_core
 from speed.peaks import Peaks
 from speed.processes import Failed, WorkerProcess
-from speed.rounds import runs_for
+from speed.results import Entry
+from speed.running import Running
 from speed.workloads import Workload, split_case
 
 PAUSE = 0.005  # between two turns: pools that spin a little after their work go to sleep in it
@@ -21,53 +21,6 @@ MEMORY_RESERVE = 1_500_000_000
 INTERPRETER_BYTES = 1_000_000_000
 TRIAL_RUNS = 3
 ONE_THREAD = "@1"  # suffix of the baseline on one thread
-
-
-@dataclass
-class _Running:
-    """A contestant with its process, and what it has measured."""
-
-    contestant: Contestant
-    process: WorkerProcess
-    size: int | None
-    turns: dict[str, int] = field(default_factory=dict)  # runs in one turn of a case
-    seconds: dict[str, list[float]] = field(default_factory=dict)
-    baseline: dict[str, list[float]] = field(default_factory=dict)
-    cpu: list[float] = field(default_factory=list)
-    resident: int = 0
-
-    @property
-    def name(self) -> str:
-        return self.contestant.name
-
-    def turn(self, case: str, budget: float) -> float:
-        """The median of one turn in seconds."""
-        if case not in self.turns:
-            once = self.process.run(case, 1)["seconds"][0]
-            self.turns[case] = runs_for(budget, once)
-        answer = self.process.run(case, self.turns[case])
-        self.cpu.append(answer["cpu"])
-        self.resident = answer["resident"]
-        return statistics.median(answer["seconds"])
-
-    def record(self) -> dict[str, Any]:
-        contestant, loaded = self.contestant, self.process.loaded
-        return {
-            "label": contestant.label,
-            "ours": contestant.ours,
-            "engine": contestant.engine,
-            "version": loaded["version"],
-            "variant": contestant.variant,
-            "bytes": self.size,
-            "resident_loaded": loaded["resident"],
-            "resident_running": self.resident,
-            "load_seconds": loaded["seconds"],
-            "cpu": statistics.median(self.cpu),
-            "cases": {
-                case: {"seconds": seconds, "baseline": self.baseline[case]}
-                for case, seconds in self.seconds.items()
-            },
-        }
 
 
 class Measurement:
@@ -81,6 +34,7 @@ class Measurement:
         peaks: measured between the rounds.
         library: path of our ONNX Runtime library, empty where it was not built.
         picked: variants that won an earlier trial, by name; filled here.
+        earlier: what a measurement of the same has kept that was stopped: its contestants stay as they are.
     """
 
     def __init__(
@@ -92,23 +46,26 @@ class Measurement:
         peaks: Peaks,
         library: str,
         picked: dict[str, Contestant],
+        earlier: Entry | None = None,
     ) -> None:
         self.workload, self.threads, self.rounds = workload, threads, rounds
         self.artifacts, self.peaks, self.library, self.picked = artifacts, peaks, library, picked
-        self.records: dict[str, dict[str, Any]] = {}
+        self.earlier = earlier or {"contestants": {}, "trials": {}, "others": [], "peaks": {}}
+        self.records: dict[str, dict[str, Any]] = dict(self.earlier["contestants"])
         self.not_run: dict[str, dict[str, str]] = {}
-        self.trials: dict[str, dict[str, float]] = {}
-        self._others: list[float] = []  # cores that were busy for somebody else
+        self.trials: dict[str, dict[str, float]] = dict(self.earlier["trials"])
+        self._others: list[float] = list(self.earlier["others"])  # cores that were busy for somebody else
 
-    def run(self) -> dict[str, Any]:
-        """Measure all; returns the entry of results.json."""
+    def run(self, keep: Callable[[Entry], None]) -> None:
+        """Measure all. ``keep`` gets the entry of results.json after every group, as far as it is."""
         self.artifacts.path("fp32")  # everyone's inputs
         named = names_of(contestants_of(self.workload.contestants, self.workload.is_linear))
         first = named.pop(self.workload.baseline)[0]
         # No contestant is loaded yet: the tools get all the memory.
         if not self._prepared([first]):
             raise Failed(f"{first.label}: {self.not_run[first.name]['reason']}")
-        waiting = [ready for variants in named.values() if (ready := self._prepared(variants))]
+        left = [variants for name, variants in named.items() if name not in self.records]
+        waiting = [ready for variants in left if (ready := self._prepared(variants))]
         baseline = self._start(first, self.threads)
         always = [baseline]
         try:
@@ -123,31 +80,33 @@ class Measurement:
                 finally:
                     for one in group:
                         one.process.close()
-                self.records |= {one.name: one.record() for one in group if one.name not in self.not_run}
+                ran = (one for one in (*always, *group) if one.name not in self.not_run)
+                self.records |= {one.name: one.record() for one in ran}
+                keep(self._entry(baseline.name, waiting))
                 if not waiting:
-                    break
-            self.records |= {one.name: one.record() for one in always if one.name not in self.not_run}
+                    return
         finally:
             for one in always:
                 one.process.close()
+
+    def _entry(self, baseline: str, waiting: Sequence[Sequence[Contestant]]) -> Entry:
+        earlier = self.earlier["peaks"]
         return {
             "title": self.workload.title,
             "threads": self.threads,
             "when": time.strftime("%Y-%m-%d"),
-            "baseline": baseline.name,
-            "contestants": self.records,
-            "not_run": self.not_run,
-            "trials": self.trials,
+            "baseline": baseline,
+            "contestants": dict(self.records),
+            "waiting": [variants[0].label for variants in waiting],
+            "not_run": dict(self.not_run),
+            "trials": dict(self.trials),
             "peaks": {
                 "kind": self.peaks.kind,
                 "reason": self.peaks.reason,
-                "int8": {str(count): rate for count, rate in self.peaks.int8.items()},
-                "read": {str(count): rate for count, rate in self.peaks.read.items()},
+                "int8": _best(earlier.get("int8", {}), self.peaks.int8),
+                "read": _best(earlier.get("read", {}), self.peaks.read),
             },
-            "others": {
-                "median": statistics.median(self._others or [0.0]),
-                "most": max(self._others, default=0.0),
-            },
+            "others": list(self._others),
         }
 
     def _prepared(self, variants: Sequence[Contestant]) -> list[Contestant]:
@@ -170,9 +129,9 @@ class Measurement:
         print(f"  {contestant.label} not run: {why}", flush=True)
         self.not_run[contestant.name] = {"label": contestant.label, "reason": why}
 
-    def _fill(self, waiting: list[list[Contestant]]) -> list[_Running]:
+    def _fill(self, waiting: list[list[Contestant]]) -> list[Running]:
         """Start contestants from the front of ``waiting`` while there is memory; at least one leaves it."""
-        group: list[_Running] = []
+        group: list[Running] = []
         while waiting:
             variants = waiting[0]
             need, free = max(map(self._need, variants)), available_bytes() - MEMORY_RESERVE
@@ -224,7 +183,7 @@ class Measurement:
         self.picked[name] = next(variant for variant in variants if variant.variant == best)
         return self.picked[name]
 
-    def _start(self, contestant: Contestant, threads: int) -> _Running:
+    def _start(self, contestant: Contestant, threads: int) -> Running:
         artifact = contestant.artifact
         job = {
             "engine": contestant.engine,
@@ -240,9 +199,9 @@ class Measurement:
             "options": contestant.options,
         }
         size = self.artifacts.bytes(artifact) if artifact else None
-        return _Running(contestant, WorkerProcess(job), size)
+        return Running(contestant, WorkerProcess(job), size)
 
-    def _rounds(self, baseline: _Running, others: list[_Running]) -> None:
+    def _rounds(self, baseline: Running, others: list[Running]) -> None:
         """All rounds of one group."""
         alive = [baseline, *others]
         for index in range(self.rounds):
@@ -262,7 +221,7 @@ class Measurement:
                     one.baseline.setdefault(case, []).append(measured[baseline.name])
             self.peaks.burst()
 
-    def _turn(self, one: _Running, case: str) -> float:
+    def _turn(self, one: Running, case: str) -> float:
         """Seconds of one turn, of linears for one copy; and who else was at work meanwhile."""
         known = case in one.turns
         busy, began = busy_seconds(), time.perf_counter()
@@ -272,3 +231,9 @@ class Measurement:
             self._others.append(max(0.0, (busy_seconds() - busy) / wall - one.cpu[-1]))
         time.sleep(PAUSE)
         return seconds / self.artifacts.copies(split_case(case)[0])
+
+
+def _best(earlier: Mapping[str, float], rates: Mapping[int, float]) -> dict[str, float]:
+    """The higher rate of two measurements, by number of threads."""
+    found = {str(count): rate for count, rate in rates.items()}
+    return {count: max(found.get(count, 0.0), earlier.get(count, 0.0)) for count in {**earlier, **found}}

@@ -1,4 +1,4 @@
-"""results.json: what was measured, kept workload by workload, and the figures read off it."""
+"""results.json: what was measured, kept group by group of contestants, and the figures read off it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ditpress.files import write_atomic
 from speed.rounds import Spread, ratio, spread
 
 _SAME = (
@@ -16,6 +17,7 @@ _SAME = (
     "versions",
     "quick",
 )  # entries measured under others are no part of one table
+FORM = 2  # of the file: another one is not read
 Entry = dict[str, Any]  # one workload on one number of threads, as ``measure`` returns it
 
 
@@ -34,18 +36,20 @@ class Results:
 
     @classmethod
     def resume(cls, path: Path, conditions: dict[str, Any]) -> Results:
-        """What ``path`` has of the same machine, kernels and versions; nothing of others."""
+        """What ``path`` has of the same machine, kernels, versions and form; nothing of others."""
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return cls(conditions)
-        same = all(data["conditions"].get(key) == conditions[key] for key in _SAME)
+        same = data.get("form") == FORM and all(
+            data["conditions"].get(key) == conditions[key] for key in _SAME
+        )
         return cls(conditions, data["workloads"] if same else None)
 
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        data = {"conditions": self.conditions, "workloads": self.workloads}
-        path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        data = {"form": FORM, "conditions": self.conditions, "workloads": self.workloads}
+        write_atomic(path, (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode())
 
     def add(self, workload: str, threads: int, entry: Entry) -> None:
         self.workloads.setdefault(workload, {})[str(threads)] = entry
@@ -53,6 +57,11 @@ class Results:
     def entry(self, workload: str, threads: int) -> Entry | None:
         """None: not measured."""
         return self.workloads.get(workload, {}).get(str(threads))
+
+    def stopped(self, workload: str, threads: int) -> Entry | None:
+        """The entry of a measurement that was stopped between two groups of contestants."""
+        entry = self.entry(workload, threads)
+        return entry if entry is not None and entry["waiting"] else None
 
     def entries(self) -> Iterator[tuple[str, int, Entry]]:
         """Workload, threads and entry of all, in the order they were measured."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable
 
 from speed.bounds import BOUNDS, memory, share_of_peak
@@ -60,8 +61,10 @@ def models_table(entry: Entry, case: str = "step") -> list[str]:
 
 
 def not_run(entry: Entry) -> list[str]:
-    """A line for each contestant that could not be run."""
+    """A line for each contestant that could not be run, and one for those whose turn has not come."""
     reasons = [f"Not run: {one['label']}: {one['reason'].rstrip('.')}." for one in entry["not_run"].values()]
+    if entry["waiting"]:
+        reasons.append(f"Not measured yet: {', '.join(entry['waiting'])}.")
     return [line for text in reasons for line in ("", text)]
 
 
@@ -138,11 +141,11 @@ def full_report(results: Results) -> list[str]:
             lines += linears_table(results, workload, threads)
         else:
             lines += models_table(entry)
-        others = entry["others"]
+        others = entry["others"] or [0.0]
         lines += [
             "",
-            f"{entry['when']}; cores busy for other programs meanwhile: {others['median']:.2f} in the "
-            f"median, {others['most']:.2f} at most.",
+            f"{entry['when']}; cores busy for other programs meanwhile: {statistics.median(others):.2f} in "
+            f"the median, {max(others):.2f} at most.",
         ]
     return lines
 
