@@ -10,6 +10,7 @@ Three steps, each in processes of its own, so that memory comes back:
    ``bench-out/speed`` and made once.
 2. ``measure``: every contestant is a process that holds its loaded model and sleeps. In each round all of
    them run in turn, one at a time; a ratio is taken inside a round, so that a machine that slows down for a
-   minute slows both sides of it.
+   minute slows both sides of it. What fits into memory together is measured together and then kept: a run
+   that was stopped goes on from there.
 3. ``report``: medians, ratios, the required bounds, a table and a plot.
 """
