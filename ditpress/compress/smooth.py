@@ -109,7 +109,8 @@ class Smooth(Stage):
         return value
 
     def completed(self, later: Sequence[Stage]) -> Smooth:
-        """With the formats of the stage quantize that follows, where a search needs them and has none.
+        """With the formats of the stage quantize and the split of the stage subspace that follow, where a
+        search needs them and has none.
 
         Raises:
             InputError: a search without formats, and no stage quantize after this one.
