@@ -56,9 +56,8 @@ class Rehearsal:
             moment = split.input_weight(split.input_weight(moment).T)
             rest = split.to(x.device)(x)
         stored = self._stored(weight, self.weights, name, moment)
-        return (
-            self.inputs(rest) @ stored.T + (x - rest) @ weight.T
-        )  # what left goes through 8 bits, nearly exact
+        whole = (x - rest) @ weight.T  # through a branch of 8 bits, which hold it nearly
+        return self.inputs(rest) @ stored.T + whole
 
     def _stored(self, weight: Tensor, spec: WeightSpec, name: str, moment: Tensor | None) -> Tensor:
         fitted = fit_weight(weight.cpu(), spec, name, moment)
