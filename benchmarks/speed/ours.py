@@ -7,7 +7,7 @@ Which layers become low-bit, and which stay, is what the built-in recipes say.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +26,27 @@ _KEPT = (Role.EMBEDDER, Role.FINAL, Role.OTHER)
 
 @dataclass(frozen=True)
 class LowBit:
-    """Storage of the linears: format, weights a scale (None: one scale a channel), and whether group scales
-    are folded into 8-bit weights when the kernel packs them."""
+    """Storage of the linears.
+
+    Attributes:
+        format: of the weights.
+        group: weights a scale; None: one scale a channel.
+        fold_scales: whether group scales are folded into 8-bit weights when the kernel packs them.
+        modulation: of the weight-only modulation linears; None: as the others.
+    """
 
     format: str
     group: int | None = None
     fold_scales: bool = False
+    modulation: LowBit | None = None
 
 
+_INT4 = LowBit("int4", 64)
 FORMATS: dict[str, LowBit] = {
-    "w4a8": LowBit("int4", 64, fold_scales=True),
-    "w4a8-exact": LowBit("int4", 64),
+    "w4a8": replace(_INT4, fold_scales=True, modulation=_INT4),
+    "w4a8-exact": _INT4,
     "w8a8": LowBit("int8"),
-    "fp4": LowBit("fp4-e2m1", 64, fold_scales=True),
+    "fp4": LowBit("fp4-e2m1", 64, fold_scales=True, modulation=_INT4),
     "ternary": LowBit("ternary"),
     "vq": LowBit("vq-256x4"),
 }
@@ -55,10 +63,9 @@ def compress(model: nn.Module, name: str) -> nn.Module:
         linear = model.get_submodule(path)
         if role in _KEPT or not isinstance(linear, nn.Linear):
             continue
-        modulation = role is Role.MODULATION  # few rows and sensitive: 8 bits, weight-only
-        low_bit = random_code_linear(
-            linear, LowBit("int8") if modulation else layer, "none" if modulation else "int8", seed
-        )
+        modulation = role is Role.MODULATION  # few rows and sensitive: weight-only
+        storage = layer.modulation or layer if modulation else layer
+        low_bit = random_code_linear(linear, storage, "none" if modulation else "int8", seed)
         replace_module(model, linear, low_bit)
     return model
 

@@ -41,6 +41,11 @@ void run_openmp(void* host, int64_t count, Task task, void* data) {
 
 }  // namespace
 
+int64_t& last_worker() {
+  static thread_local int64_t worker = -1;
+  return worker;
+}
+
 Pool serial_pool() { return {run_serial, nullptr, 1}; }
 
 Pool openmp_pool(int threads) {

@@ -174,15 +174,16 @@ void Weight::pack_row(const Block& block, int64_t row, int8_t* q, int64_t q_stri
   }
 }
 
-// Rows that are packed, and multiplied panel by panel, by one thread if it gets to it.
-struct Weight::Share {
+// Row tiles and panels that are multiplied by one thread if it gets to it.
+struct alignas(64) Weight::Share {
   int64_t first_tile, last_tile;
-  std::atomic<int64_t> next{0};  // panel
-  std::atomic<bool> packed{false};
+  std::atomic<int64_t> next;  // panel
+  int64_t last_panel;
+  std::atomic<bool> packed;
 };
 
 void Weight::run_block(const Block& block, const Pool& pool) const {
-  const int64_t m = block.m * block.parts;
+  const int64_t m = block.m * block.parts, count = pool.threads;
   const bool nibbles = coding_ == Coding::kNibbles && !folded_ && tables_ == 1 && kernels_.decode_inside(m);
   const int64_t tile = kernels_.tile_rows(grouped(), nibbles) / block.parts * block.parts;
   const int64_t tiles = (m + tile - 1) / tile;
@@ -194,30 +195,28 @@ void Weight::run_block(const Block& block, const Pool& pool) const {
   const Rows rows = {m, tiles, nibbles, space.activations.data(), space.row_scale.data(), space.start.data()};
 
   // With enough rows for all, every thread packs and multiplies its own: they stay in its cache, and nobody waits in
-  // between. Then it helps where panels are left. With fewer rows all pack together and then share the panels.
-  const int64_t count = m >= kShareRows * pool.threads ? pool.threads : 1;
-  const bool alone = count == 1 && pool.threads > 1;
+  // between. With fewer rows all pack together and every thread has panels of its own: their codes are one stream. Then
+  // it helps where panels are left.
+  const bool by_rows = m >= kShareRows * count;
   std::vector<Share> shares(static_cast<size_t>(count));
   for (int64_t s = 0; s < count; ++s) {
-    shares[s].first_tile = tile_row(tiles, count, s);
-    shares[s].last_tile = tile_row(tiles, count, s + 1);
+    Share& share = shares[static_cast<size_t>(s)];
+    share.first_tile = by_rows ? tile_row(tiles, count, s) : 0;
+    share.last_tile = by_rows ? tile_row(tiles, count, s + 1) : tiles;
+    share.next = by_rows ? 0 : tile_row(panel_count_, count, s);
+    share.last_panel = by_rows ? panel_count_ : tile_row(panel_count_, count, s + 1);
+    share.packed = !by_rows;
   }
-  if (alone) {
-    parallel_for(pool, tiles, [&](int64_t t, int64_t) { pack_tile(block, rows, t); });
-    shares[0].packed.store(true);
-  }
-  parallel_workers(pool, pool.threads, [&](int64_t worker) {
+  if (!by_rows) parallel_for(pool, tiles, [&](int64_t t, int64_t) { pack_tile(block, rows, t); });
+  parallel_workers(pool, count, [&](int64_t worker) {
     for (int64_t i = 0; i < count; ++i) {
       Share& share = shares[static_cast<size_t>((worker + i) % count)];
-      if (i == 0 && !alone) {
+      if (i == 0 && by_rows) {
         for (int64_t t = share.first_tile; t < share.last_tile; ++t) pack_tile(block, rows, t);
         share.packed.store(true, std::memory_order_release);
       }
       // Whose rows are not packed is still at it, or has not begun: no use waiting.
-      if (!share.packed.load(std::memory_order_acquire)) continue;
-      const int64_t ahead = alone ? pool.threads : 1;
-      for (int64_t panel; (panel = share.next.fetch_add(1, std::memory_order_relaxed)) < panel_count_;)
-        run_panel(block, rows, share, panel, panel + ahead < panel_count_ ? panel + ahead : -1);
+      if (share.packed.load(std::memory_order_acquire)) run_share(block, rows, share);
     }
   });
 }
@@ -230,7 +229,13 @@ void Weight::pack_tile(const Block& block, const Rows& rows, int64_t t) const {
              (last - first) * parts * kChunk, rows.scale + r * parts, rows.start + r * parts);
 }
 
-void Weight::run_panel(const Block& block, const Rows& rows, const Share& share, int64_t panel, int64_t next) const {
+// All panels of a share that nobody has taken.
+void Weight::run_share(const Block& block, const Rows& rows, Share& share) const {
+  for (int64_t panel; (panel = share.next.fetch_add(1, std::memory_order_relaxed)) < share.last_panel;)
+    run_panel(block, rows, share, panel);
+}
+
+void Weight::run_panel(const Block& block, const Rows& rows, const Share& share, int64_t panel) const {
   const int64_t parts = block.parts, column = panel * layout_.columns;
   const Panel p = prepare(panel, rows.nibbles, block.call.bias);
   const Epilogue epilogue = block.epilogue(column, n_);
@@ -240,7 +245,7 @@ void Weight::run_panel(const Block& block, const Rows& rows, const Share& share,
                  padded_k_ / compute_groups_ / kChunk, p.scale, p.bias, rows.activations, rows.scale,
                  scales_groups(activation_), rows.start, rows.m, parts, rows.tiles, share.first_tile,
                  share.last_tile, y, stride, p.columns, epilogue, nullptr, panel_bytes_};
-  if (next >= 0) job.next = panels_.data() + next * panel_bytes_;
+  if (panel + 1 < share.last_panel) job.next = panels_.data() + (panel + 1) * panel_bytes_;
   if (parts == 1) return kernels_.int8_panel(job);
 
   // Three results for every row, then their sums.

@@ -81,7 +81,8 @@ class Weight {
   void pack_scale(const WeightSource& source);
   void run_block(const Block& block, const Pool& pool) const;
   void pack_tile(const Block& block, const Rows& rows, int64_t tile) const;
-  void run_panel(const Block& block, const Rows& rows, const Share& share, int64_t panel, int64_t next) const;
+  void run_share(const Block& block, const Rows& rows, Share& share) const;
+  void run_panel(const Block& block, const Rows& rows, const Share& share, int64_t panel) const;
   void pack_row(const Block& block, int64_t row, int8_t* q, int64_t q_stride, float* scale, int32_t* start) const;
   // Whether the kernel keeps a sum for every group, as it does for rows that have a scale for each.
   bool grouped() const { return compute_groups_ > 1 || scales_groups(activation_); }

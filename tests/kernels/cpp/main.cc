@@ -28,6 +28,8 @@ ditpress::Pool thread_pool(int threads) { return {run_threads, nullptr, threads}
 
 int run(int argc, char** argv) {
   std::vector<std::string> required(argv + 1, argv + argc);
+  test_pool();
+  std::printf("pool: %lld checks, %lld wrong\n", static_cast<long long>(g_checks), static_cast<long long>(g_failures));
   for (const char* name : {"avx512vnni", "avxvnni", "avx2", "neon", "portable"}) {
     const ditpress::Kernels* kernels = nullptr;
     try {

@@ -21,6 +21,7 @@ namespace selftest {
 // Counts, and says what went wrong.
 void check(bool good, const std::string& what);
 
+void test_pool();
 void test_parts(const ditpress::Kernels& kernels);
 void test_linear(const ditpress::Kernels& kernels);
 void test_attention(const ditpress::Kernels& kernels);

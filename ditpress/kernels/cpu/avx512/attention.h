@@ -9,7 +9,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "common.h"
+#include "fetch.h"
 
 namespace ditpress {
 namespace {
@@ -168,12 +168,13 @@ DITPRESS_INLINE float soften(const AttentionJob& job, float* scores, int64_t key
 // y[r] = probabilities x values for `Vectors` vectors of columns from `first`.
 template <class Dot, int Rows, int Vectors>
 DITPRESS_INLINE void mix(const AttentionJob& job, const HeadSpace<Dot>& space, const float (&inverse)[kQueryRows],
-                         int64_t row, int64_t first) {
+                         int64_t row, int64_t first, Fetch& fetch) {
   __m512 acc[Rows][Vectors];
   DITPRESS_EACH(Rows, r) DITPRESS_EACH(Vectors, v) acc[r][v] = _mm512_setzero_ps(); DITPRESS_END DITPRESS_END
   const uint32_t* values = space.packed_values + first * 16;
   const uint32_t* p = reinterpret_cast<const uint32_t*>(space.scores);
   for (int64_t step = 0; step < space.keys / Dot::kPer; ++step, values += space.vectors * 16) {
+    fetch.one();
     __m512i b[Vectors];
     DITPRESS_EACH(Vectors, v) b[v] = _mm512_loadu_si512(values + 16 * v); DITPRESS_END
     DITPRESS_EACH(Rows, r)
@@ -192,7 +193,7 @@ DITPRESS_INLINE void mix(const AttentionJob& job, const HeadSpace<Dot>& space, c
 }
 
 template <class Dot, int Rows>
-void query_tile(const AttentionJob& job, const HeadSpace<Dot>& space, int64_t row) {
+void query_tile(const AttentionJob& job, const HeadSpace<Dot>& space, int64_t row, Fetch& fetch) {
   const int64_t query_stride = round_up(space.steps, 16);
   for (int r = 0; r < Rows; ++r)
     for (int64_t step = 0; step < space.steps; step += 16)
@@ -209,16 +210,14 @@ void query_tile(const AttentionJob& job, const HeadSpace<Dot>& space, int64_t ro
     const int64_t first = tile_row(space.vectors, parts, part);
     const int64_t count = tile_row(space.vectors, parts, part + 1) - first;
     DITPRESS_EACH(kMixVectors, i)
-      if (count == i + 1) mix<Dot, Rows, i + 1>(job, space, inverse, row, first);
+      if (count == i + 1) mix<Dot, Rows, i + 1>(job, space, inverse, row, first, fetch);
     DITPRESS_END
   }
 }
 
-// Rows [first, last) of `width` values into the second-level cache. They lie on a page each: nothing else fetches them.
-inline void fetch_rows(const float* x, int64_t stride, int64_t first, int64_t last, int64_t width) {
-  for (int64_t r = first; x && r < last; ++r)
-    for (int64_t i = 0; i < width + 15; i += 16)
-      _mm_prefetch(reinterpret_cast<const char*>(x + r * stride + i), _MM_HINT_T1);
+// Rows [first, last) of `width` values. They lie on a page each: nothing else fetches them.
+inline void fetch_rows(const float* x, int64_t stride, int64_t first, int64_t last, int64_t width, Fetch& fetch) {
+  for (int64_t r = first; x && r < last; ++r) fetch.add(x + r * stride, width);
 }
 
 template <class Dot>
@@ -227,16 +226,18 @@ void attend(const AttentionJob& job) {
   pack_keys<Dot>(job, space);
   pack_values<Dot>(job, space);
   const int64_t tiles = (job.queries + kQueryRows - 1) / kQueryRows;
+  Fetch fetch(job.workspace);
   for (int64_t tile = 0; tile < tiles; ++tile) {
     const int64_t row = tile_row(job.queries, tiles, tile), rows = tile_row(job.queries, tiles, tile + 1) - row;
     const int64_t key = tile_row(job.keys, tiles, tile), last_key = tile_row(job.keys, tiles, tile + 1);
-    fetch_rows(job.next_q, job.q_stride, row, row + rows, job.width);
-    fetch_rows(job.next_k, job.k_stride, key, last_key, job.width);
-    fetch_rows(job.next_v, job.v_stride, key, last_key, job.width);
-    for (int64_t r = row; r < row + rows; ++r)
-      for (int64_t i = 0; i < job.width; i += 16) __builtin_prefetch(job.y + r * job.y_stride + i, 1);
+    fetch.clear();
+    fetch_rows(job.y, job.y_stride, row, row + rows, job.width, fetch);
+    fetch_rows(job.next_q, job.q_stride, row, row + rows, job.width, fetch);
+    fetch_rows(job.next_k, job.k_stride, key, last_key, job.width, fetch);
+    fetch_rows(job.next_v, job.v_stride, key, last_key, job.width, fetch);
+    fetch.start();
     DITPRESS_EACH(kQueryRows, i)
-      if (rows == i + 1) query_tile<Dot, i + 1>(job, space, row);
+      if (rows == i + 1) query_tile<Dot, i + 1>(job, space, row, fetch);
     DITPRESS_END
   }
 }

@@ -8,6 +8,8 @@ namespace {
 
 using namespace avx512;
 
+constexpr int kAhead = 2048;  // bytes of codes that are on their way
+
 template <bool Fold>
 void nibbles(const DecodeJob& job) {
   const Folding<Fold> folding(job.fold);
@@ -16,6 +18,9 @@ void nibbles(const DecodeJob& job) {
   uint8_t* bytes = job.bytes;
   for (int64_t v = 0; v < job.vectors; v += kChannelVectors, codes += 2 * kVector, bytes += 4 * kVector) {
     __m512i b[4];
+    DITPRESS_EACH(2, j)
+      _mm_prefetch(reinterpret_cast<const char*>(codes + kAhead + j * kVector), _MM_HINT_T0);
+    DITPRESS_END
     load_weights<4, true>(codes, table, b);
     DITPRESS_EACH(4, i) _mm512_storeu_si512(bytes + i * kVector, folding.template apply<i>(b[i])); DITPRESS_END
   }

@@ -2,6 +2,7 @@
 // int32. The 128 too much per weight is taken back before the sum starts: accumulators begin at -128 * (sum of the
 // activations of the group), so neither zero points nor column sums are stored, whatever the codebook.
 #include "epilogue.h"
+#include "fetch.h"
 #include "weights.h"
 
 namespace ditpress {
@@ -41,11 +42,12 @@ constexpr int kStreamAhead = 4096;
 
 // acc += activations x weights over `chunks` chunks of 16 k. `Stream`: the weights come from memory and are used once.
 template <int Rows, int Vectors, bool Nibbles, bool Stream>
-DITPRESS_INLINE void multiply(const int8_t* a, const uint8_t* w, int64_t chunks, __m512i table,
+DITPRESS_INLINE void multiply(const int8_t* a, const uint8_t* w, int64_t chunks, __m512i table, Fetch& fetch,
                               __m512i (&acc)[Rows][Vectors]) {
   constexpr int kQuad = Vectors * kVector / (Nibbles ? 2 : 1);
   const int8_t* const end = a + chunks * Rows * kChunk;
   do {
+    if constexpr (!Stream) fetch.one();
     DITPRESS_EACH(4, quad)
       __m512i b[Vectors];
       if constexpr (Stream)
@@ -59,20 +61,19 @@ DITPRESS_INLINE void multiply(const int8_t* a, const uint8_t* w, int64_t chunks,
   } while (a != end);
 }
 
-// The lines that the tile will write, and the residual that it will read, long before it gets there.
-template <int Rows, int Vectors, Finish How>
-DITPRESS_INLINE void fetch_ends(const Int8Job& job, int64_t row) {
-  for (int r = 0; r < Rows; ++r)
+// What `rows` rows from `row` on will write, and the residual that they will read.
+template <int Vectors, Finish How>
+void fetch_ends(const Int8Job& job, int64_t row, int64_t rows, Fetch& fetch) {
+  for (int64_t r = row; r < row + rows; ++r)
     for (int v = 0; v < Vectors; ++v) {
-      __builtin_prefetch(job.y + (row + r) * job.y_stride + 16 * v, 1);
-      if constexpr (How == Finish::kGate)
-        __builtin_prefetch(job.epilogue.residual + (row + r) * job.epilogue.stride + 16 * v);
+      fetch.add(job.y + r * job.y_stride + 16 * v);
+      if constexpr (How == Finish::kGate) fetch.add(job.epilogue.residual + r * job.epilogue.stride + 16 * v);
     }
 }
 
 // Grouped: a scale for every group of weights. Scaled: and one for every group of a row.
 template <int Rows, int Vectors, bool Grouped, bool Nibbles, bool Stream, Finish How, bool Scaled>
-__attribute__((noinline)) void int8_tile(const Int8Job& job, int64_t row) {
+__attribute__((noinline)) void int8_tile(const Int8Job& job, int64_t row, Fetch& fetch) {
   const int64_t chunks = job.group_chunks;
   const int8_t* a = job.activations + row * job.groups * chunks * kChunk;
   const uint8_t* w = job.weights;
@@ -80,7 +81,6 @@ __attribute__((noinline)) void int8_tile(const Int8Job& job, int64_t row) {
   const __m512i table = Nibbles ? broadcast_table(job.table) : _mm512_setzero_si512();
   const float* scale = job.scale;
   const float* row_scale = job.row_scale + row;
-  fetch_ends<Rows, Vectors, How>(job, row);
   __m512 f[Rows][Vectors];
   if constexpr (Grouped) {
     DITPRESS_EACH(Rows, r) DITPRESS_EACH(Vectors, v) f[r][v] = _mm512_setzero_ps(); DITPRESS_END DITPRESS_END
@@ -92,7 +92,7 @@ __attribute__((noinline)) void int8_tile(const Int8Job& job, int64_t row) {
       const __m512i first = _mm512_set1_epi32(start[r]);
       DITPRESS_EACH(Vectors, v) acc[r][v] = first; DITPRESS_END
     DITPRESS_END
-    multiply<Rows, Vectors, Nibbles, Stream>(a, w, chunks, table, acc);
+    multiply<Rows, Vectors, Nibbles, Stream>(a, w, chunks, table, fetch, acc);
     DITPRESS_EACH(Vectors, v)
       const __m512 s = _mm512_loadu_ps(scale + 16 * v);
       DITPRESS_EACH(Rows, r)
@@ -124,16 +124,21 @@ __attribute__((noinline)) void int8_tile(const Int8Job& job, int64_t row) {
 
 template <int MaxRows, int Vectors, bool Grouped, bool Nibbles, bool Stream, Finish How, bool Scaled>
 void int8_tiles(const Int8Job& job) {
-  // The codes of the next panel come into the second-level cache a little with every tile.
+  // The codes of the next panel come nearer a little with every tile.
   const int64_t count = job.last_tile - job.first_tile;
-  const int64_t lines = job.next && !Stream ? (job.next_bytes + 63) / 64 : 0;
+  const int64_t lines = job.next ? (job.next_bytes + 63) / 64 : 0;
+  Fetch fetch(job.weights);
   for (int64_t t = job.first_tile; t < job.last_tile; ++t) {
-    const int64_t done = t - job.first_tile;
-    for (int64_t line = tile_row(lines, count, done); line < tile_row(lines, count, done + 1); ++line)
-      _mm_prefetch(reinterpret_cast<const char*>(job.next + line * 64), _MM_HINT_T1);
-    const int64_t row = tile_row(job, t), rows = tile_row(job, t + 1) - row;
+    const int64_t row = tile_row(job, t), rows = tile_row(job, t + 1) - row, done = t - job.first_tile;
+    if constexpr (!Stream) {
+      fetch.clear();
+      for (int64_t at = tile_row(lines, count, done); at < tile_row(lines, count, done + 1); ++at)
+        fetch.add(job.next + at * 64);
+      fetch_ends<Vectors, How>(job, row, rows, fetch);
+      fetch.start();
+    }
     DITPRESS_EACH(MaxRows, i)
-      if (rows == i + 1) int8_tile<i + 1, Vectors, Grouped, Nibbles, Stream, How, Scaled>(job, row);
+      if (rows == i + 1) int8_tile<i + 1, Vectors, Grouped, Nibbles, Stream, How, Scaled>(job, row, fetch);
     DITPRESS_END
   }
 }

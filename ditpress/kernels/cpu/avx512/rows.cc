@@ -84,7 +84,9 @@ void avx512::quantize_row(const RowJob& job) {
     if (keep)
       for (; at + 64 <= job.group; at += 64, q += 4 * job.q_stride) {
         const __m512i values = round_64(x + at, factors);
-        DITPRESS_EACH(4, j) __builtin_prefetch(x + k + at + 16 * j); DITPRESS_END  // the next row
+        DITPRESS_EACH(4, j)  // the row after the next
+          _mm_prefetch(reinterpret_cast<const char*>(x + 2 * k + at + 16 * j), _MM_HINT_T1);
+        DITPRESS_END
         sum = _mm512_dpbusd_epi32(sum, offset, values);
         DITPRESS_EACH(4, j)
           _mm_storeu_si128(reinterpret_cast<__m128i*>(q + j * job.q_stride), _mm512_extracti32x4_epi32(values, j));
