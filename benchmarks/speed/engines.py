@@ -165,9 +165,12 @@ class Torch(Engine):
     def _made(self, module: Any) -> Any:
         if self.job["model"] == "bf16":
             return module.to(self.torch.bfloat16)
+        from ditpress.fused import fuse
         from speed import ours
 
-        return ours.compress(module, self.job["model"])
+        compressed = ours.compress(module, self.job["model"])
+        fuse(compressed)  # as ``ditpress.load`` does
+        return compressed
 
     def step(self, case: str) -> Callable[[], Any]:
         model = split_case(case)[0]
