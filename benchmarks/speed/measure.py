@@ -132,9 +132,10 @@ class Measurement:
     def _fill(self, waiting: list[list[Contestant]]) -> list[Running]:
         """Start contestants from the front of ``waiting`` while there is memory; at least one leaves it."""
         group: list[Running] = []
+        left = available_bytes() - MEMORY_RESERVE  # without what those of the group will hold once they have run
         while waiting:
             variants = waiting[0]
-            need, free = max(map(self._need, variants)), available_bytes() - MEMORY_RESERVE
+            need, free = max(map(self._need, variants)), min(available_bytes() - MEMORY_RESERVE, left)
             if need > free:
                 if group:
                     break
@@ -145,6 +146,7 @@ class Measurement:
             try:
                 contestant = self._fastest(variants)
                 group.append(self._start(contestant, self.threads))
+                left -= self._held(contestant)
             except Failed as error:
                 self._gave_up(variants[0], str(error))
         return group
@@ -153,6 +155,10 @@ class Measurement:
         """Memory that loading may take: engines hold the file, the model and their own layout of it."""
         size = self.artifacts.loaded_bytes(contestant.artifact or "fp32")
         return 3 * size + INTERPRETER_BYTES
+
+    def _held(self, contestant: Contestant) -> int:
+        """Memory that a contestant holds while it runs: some take it with the first step only."""
+        return 2 * self.artifacts.loaded_bytes(contestant.artifact or "fp32") + INTERPRETER_BYTES // 2
 
     def _fastest(self, variants: Sequence[Contestant]) -> Contestant:
         """The variant to take part: the one that is fastest here in a few runs."""

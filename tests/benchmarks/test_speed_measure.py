@@ -53,9 +53,11 @@ def rig(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(speed.measure, "WorkerProcess", Process)
     monkeypatch.setattr(speed.measure, "PAUSE", 0.0)
 
-    def make(sizes: dict[str, int], earlier: dict[str, Any] | None = None, rate: float = 1e11) -> Measurement:
+    def make(
+        sizes: dict[str, int], earlier: dict[str, Any] | None = None, rate: float = 1e11, held: int = 3
+    ) -> Measurement:
         def available() -> int:
-            return 10_000_000_000 - 3 * sum(map(sizes.__getitem__, Process.loaded_artifacts))
+            return 10_000_000_000 - held * sum(map(sizes.__getitem__, Process.loaded_artifacts))
 
         monkeypatch.setattr(speed.measure, "available_bytes", available)
         artifacts = SimpleNamespace(
@@ -85,6 +87,12 @@ def test_all_in_one_group(rig: Any) -> None:
     assert entry["contestants"]["ours-w4a8@1"]["cases"]["step"]["seconds"] == [0.01] * 3
     assert "| SLOWER | 20.0 (20.0–20.0) | 0.25 (0.25–0.25) | 0 MB |" in models_table(entry)
     assert Process.loaded_artifacts == []
+
+
+def test_memory_that_is_taken_with_the_first_step_counts(rig: Any) -> None:
+    kept: list[dict[str, Any]] = []
+    rig({**ONE_GROUP, "slow": 2_000_000_000, "slower": 2_000_000_000}, held=0).run(kept.append)
+    assert [entry["waiting"] for entry in kept] == [["SLOWER", "BROKEN"], []]
 
 
 def test_what_was_stopped_goes_on_after_the_last_group(rig: Any, tmp_path: Path) -> None:
