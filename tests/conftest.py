@@ -4,9 +4,9 @@ Rows of reference images: kept for this session and shared by its workers; the u
 
 The benchmarks are scripts, not part of the package: their folder goes on the path.
 
-Kernels: those for AVX2 where the CPU multiplies bfloat16. End-to-end tests hold ONNX Runtime nearer to PyTorch than
-attention with such products is (``docs/kernels.md``), and were written where there are none. The tests of kernels go
-through every instruction set by name; DITPRESS_ISA names another one for the rest.
+Kernels: those for AVX2 where the CPU multiplies bfloat16. End-to-end tests hold ONNX Runtime nearer to
+PyTorch than attention with such products is (``docs/kernels.md``), and were written where there are none. The
+tests of kernels go through every instruction set by name; DITPRESS_ISA names another one for the rest.
 """
 
 import os
@@ -16,9 +16,7 @@ from pathlib import Path
 
 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
     os.environ["OMP_NUM_THREADS"] = "1"  # before torch reads it, and for the programs that tests start
-
-CPU = Path("/proc/cpuinfo")
-if CPU.is_file() and "avx512_bf16" in CPU.read_text(encoding="utf-8", errors="replace"):
+if Path("/proc/cpuinfo").is_file() and "avx512_bf16" in Path("/proc/cpuinfo").read_text(errors="replace"):
     os.environ.setdefault("DITPRESS_ISA", "avx2")
 
 import pytest

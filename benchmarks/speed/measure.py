@@ -132,7 +132,7 @@ class Measurement:
     def _fill(self, waiting: list[list[Contestant]]) -> list[Running]:
         """Start contestants from the front of ``waiting`` while there is memory; at least one leaves it."""
         group: list[Running] = []
-        left = available_bytes() - MEMORY_RESERVE  # without what those of the group will hold once they have run
+        left = available_bytes() - MEMORY_RESERVE  # without what those of the group will hold
         while waiting:
             variants = waiting[0]
             need, free = max(map(self._need, variants)), min(available_bytes() - MEMORY_RESERVE, left)

@@ -64,8 +64,8 @@ def test_sampling_follows_the_ddim_equation(guidance: float, clip: bool) -> None
     for index, seed in enumerate(seeds):
         noise = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(seed))[0].numpy()
         x = ddim(model, noise, index, steps, guidance, clip)
-        # What float32 loses grows with the values of the trajectory, which are unbounded without clipping, and
-        # guidance g multiplies it: u + g (c - u) holds the errors of both by g + |1 - g|.
+        # What float32 loses grows with the values of the trajectory, which are unbounded without clipping,
+        # and guidance g multiplies it: u + g (c - u) holds the errors of both by g + |1 - g|.
         error = (1e-5 + 1e-7 * np.abs(x).max()) * (guidance + abs(1 - guidance))
         np.testing.assert_allclose(images[index].numpy(), np.clip(x / 2 + 0.5, 0, 1), atol=error)
 
